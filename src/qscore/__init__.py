@@ -1,0 +1,34 @@
+"""Which samples does a self-supervised encoder represent badly, and which of its features mean something?"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> room. Looked up on first use, so that `import qscore` loads neither torch nor scikit-learn.
+_ROOMS = {
+    "Encoder": "encoders",
+    "QScoreError": "_validate",
+    "QScorer": "estimator",
+    "Scan": "kernels",
+    "activation_rates": "core",
+    "discriminative_features": "core",
+    "embed": "embedding",
+    "evaluate_scores": "evaluate",
+    "load_encoder": "encoders",
+    "pretrain": "ssl",
+    "q_score": "core",
+    "q_score_v1": "core",
+    "scan": "kernels",
+    "score": "scoring",
+}
+__all__ = ["__version__", *sorted(_ROOMS)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'qscore' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"qscore.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""Argument checks shared by every room, and the one exception users meet."""
+
+import difflib
+import importlib
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+__all__ = ["QScoreError", "check_band", "check_epsilon", "check_matrix", "nearest", "require"]
+
+
+class QScoreError(ValueError):
+    """Input that cannot be worked with; the message says what was expected, what came, and what to do."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra installs it.
+
+    Parameters
+    ----------
+    module : str
+        Name to import, e.g. ``"torch"``.
+    extra : str
+        The extra of ``qscore`` that carries it.
+
+    Raises
+    ------
+    QScoreError
+        If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise QScoreError(
+            f'this needs the package {module!r}, which is not installed: pip install "qscore[{extra}]"'
+        ) from error
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest option, or the empty string."""
+    matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_matrix(H: Any, *, name: str = "H") -> None:
+    """Refuse anything but a 2-D floating-point array with rows and at least two features.
+
+    Raises
+    ------
+    QScoreError
+        Naming the shape or the type that came.
+    """
+    shape = getattr(H, "shape", None)
+    if shape is None:
+        raise QScoreError(f"{name}: expected a 2-D array of shape (n, r), got {type(H).__name__}")
+    if len(shape) != 2:
+        raise QScoreError(f"{name}: expected a 2-D array of shape (n, r), got shape {tuple(shape)}")
+    n, r = shape
+    if n == 0:
+        raise QScoreError(f"{name}: expected at least one row, got shape {tuple(shape)}")
+    if r < 2:
+        raise QScoreError(f"{name}: expected at least 2 features, got shape {tuple(shape)}")
+    if "float" not in str(H.dtype):
+        raise QScoreError(f"{name}: expected floating-point values, got {H.dtype}; convert it to float32 first")
+
+
+def check_epsilon(epsilon: float, *, n_features: int | None = None) -> None:
+    """Refuse an epsilon that is not positive, or that no value of a row of ``n_features`` can exceed.
+
+    In a row of r values no z-score exceeds ``sqrt(r - 1)``, so ``r <= epsilon**2 + 1`` leaves every set of
+    highly activating features empty.
+
+    Raises
+    ------
+    QScoreError
+        Naming the bound, and the cure.
+    """
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not math.isfinite(epsilon) or epsilon <= 0:
+        raise QScoreError(f"epsilon: expected a positive number, got {epsilon!r}")
+    if n_features is not None and n_features <= epsilon**2 + 1:
+        bound = math.sqrt(max(n_features - 1, 0))
+        raise QScoreError(
+            f"epsilon: with {n_features} features no value lies more than {bound:.2f} standard deviations above its "
+            f"row's mean, so epsilon = {epsilon:g} leaves every row empty; use epsilon below {bound:.2f} or 'auto'"
+        )
+
+
+def check_band(lower: float, upper: float) -> None:
+    """Refuse percentile bounds outside ``0 <= lower < upper <= 1``.
+
+    Raises
+    ------
+    QScoreError
+        Naming both values.
+    """
+    if not 0.0 <= lower < upper <= 1.0:
+        raise QScoreError(f"lower, upper: expected 0 <= lower < upper <= 1, got lower={lower!r}, upper={upper!r}")
