@@ -1,4 +1,4 @@
-"""Which samples does a self-supervised encoder represent badly, and which of its features mean something?"""
+"""Tell which samples a self-supervised encoder represents badly, and which of its features mean something."""
 
 import importlib
 
@@ -21,7 +21,7 @@ _ROOMS = {
     "scan": "kernels",
     "score": "scoring",
 }
-__all__ = ["__version__", *sorted(_ROOMS)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_ROOMS)]
 
 
 def __getattr__(name: str) -> object:

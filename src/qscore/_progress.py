@@ -87,7 +87,10 @@ def _lines(description: str, total: int | None, unit: str, start: int) -> Iterat
             return
         next_line = now + LINE_SECONDS
         rate = (done - start) / max(now - begun, 1e-9)
-        parts = [f"{description}: {done:,}" + (f" of {total:,} {unit}" if total else f" {unit}"), f"{rate:,.0f} {unit}/s"]
+        parts = [
+            f"{description}: {done:,}" + (f" of {total:,} {unit}" if total else f" {unit}"),
+            f"{rate:,.0f} {unit}/s",
+        ]
         if total and rate > 0:
             parts.append(f"{(total - done) / rate:,.0f} s left")
         print(", ".join(parts + [note] * bool(note)), file=sys.stderr, flush=True)  # noqa: T201
