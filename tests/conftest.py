@@ -12,8 +12,10 @@ def rng():
 
 @pytest.fixture
 def relu_table(rng):
-    """A (200, 64) float32 table that looks like pooled ReLU features: sparse, skewed, never negative."""
-    H = rng.gamma(0.3, size=(200, 64)) * (rng.random((200, 64)) < 0.4)
+    """A (200, 64) float32 table like pooled ReLU features: faint noise, and three strong features per class of ten."""
+    H = rng.gamma(0.3, scale=0.2, size=(200, 64)) * (rng.random((200, 64)) < 0.4)
+    for row, k in zip(H, rng.integers(0, 10, size=200), strict=True):
+        row[[k, 10 + k, 20 + k]] += rng.uniform(2, 4, size=3)
     return H.astype(np.float32)
 
 

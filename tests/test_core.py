@@ -153,3 +153,22 @@ def test_golden_values():
 def test_meta_the_shape_checker_catches_a_wrong_shape():
     with pytest.raises(Exception, match="Type-check error"):
         core.valid_rows(np.zeros(3))
+
+
+@backends
+@pytest.mark.parametrize("n", [1, 2, 9, 10])
+def test_robust_scaling_equals_the_naive_loop(rng, backend, n):
+    H = np.round(rng.normal(size=(n + 1, 12)), 1) * 10.0 ** rng.integers(-3, 4, size=12)
+    H[:, 3] = 7.0  # constant: scale 0
+    H[:, 4], H[0, 4] = 1.0, 5.0  # MAD 0, standard deviation positive
+    H[-1, 0] = np.inf
+    center, scale = core.robust_scaling(backend(H))
+    expected_center, expected_scale = paper.robust_scaling(H.tolist())
+    np.testing.assert_allclose(np.asarray(center), expected_center, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(scale), expected_scale, rtol=1e-12, atol=1e-15)
+    assert np.asarray(scale)[3] == 0
+    H[0, 5] = 1e9
+    scaled = np.asarray(core.apply_scaling(backend(H), center, scale))
+    expected = [paper.apply_scaling(row, np.asarray(center), np.asarray(scale)) for row in H.tolist()]
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12)
+    assert np.isnan(scaled[-1]).all()

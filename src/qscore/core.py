@@ -243,3 +243,23 @@ def automatic_epsilon(
         if covered and covered >= COVERAGE * int(xp.count_nonzero(rows)):
             return epsilon
     return EPSILON_GRID[-1]
+
+
+def robust_scaling(H: Float[Any, "n r"]) -> tuple[Float[Any, " r"], Float[Any, " r"]]:
+    """Return each feature's median and 1.4826 MAD over the valid rows; where the MAD is 0, the standard deviation."""
+    xp = array_namespace(H)
+    H = xp.astype(H[valid_rows(H)], xp.float64)
+    low, high = (len(H) - 1) // 2, len(H) // 2  # the middle row, twice, or the two middle rows
+    ordered = xp.sort(H, axis=0)
+    center = (ordered[low, :] + ordered[high, :]) / 2
+    ordered = xp.sort(xp.abs(H - center), axis=0)
+    mad = (ordered[low, :] + ordered[high, :]) / 2
+    return center, xp.where(mad > 0, MAD_TO_SIGMA * mad, xp.std(H, axis=0))
+
+
+def apply_scaling(H: Float[Any, "n r"], center: Float[Any, " r"], scale: Float[Any, " r"]) -> Float[Any, "n r"]:
+    """Return ``(h_ij - center_j) / scale_j`` clipped to +-20, and 0 where the scale is 0; invalid rows stay so."""
+    xp = array_namespace(H)
+    scaled = (xp.astype(H, xp.float64) - center) / xp.where(scale > 0, scale, xp.ones_like(scale))
+    scaled = xp.where(scale > 0, xp.clip(scaled, -CLIP, CLIP), xp.zeros_like(scaled))
+    return xp.where(valid_rows(H)[:, None], scaled, math.nan)

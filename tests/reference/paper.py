@@ -1,6 +1,7 @@
 """Q-Score by naive loops, with exact sums (math.fsum), straight from the definitions."""
 
 import math
+import statistics
 
 
 def is_valid(row):
@@ -73,3 +74,18 @@ def automatic_epsilon(rows, lower=0.50, upper=0.95, two_sided=False):
         if features and counted and kept >= 0.95 * len(counted):
             return epsilon
     return 1.5
+
+
+def robust_scaling(rows):
+    valid = [row for row in rows if is_valid(row)]
+    columns = list(zip(*valid, strict=True))
+    center = [statistics.median(column) for column in columns]
+    mad = [statistics.median(abs(x - c) for x in column) for column, c in zip(columns, center, strict=True)]
+    return center, [1.4826 * m if m > 0 else statistics.pstdev(x) for m, x in zip(mad, columns, strict=True)]
+
+
+def apply_scaling(row, center, scale):
+    if not is_valid(row):
+        return [math.nan] * len(row)
+    pairs = zip(row, center, scale, strict=True)
+    return [max(-20.0, min(20.0, (x - c) / s)) if s > 0 else 0.0 for x, c, s in pairs]

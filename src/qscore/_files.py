@@ -1,0 +1,57 @@
+"""Files that appear whole or not at all."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qscore._validate import QScoreError
+
+__all__ = ["atomic_path", "check_output", "sha256"]
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its name when the block ends, and is removed if it fails.
+
+    Raises
+    ------
+    QScoreError
+        If the folder cannot be made or the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise QScoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> Path:
+    """Refuse an output that exists, unless it may be overwritten.
+
+    Raises
+    ------
+    QScoreError
+        If the path exists and ``overwrite`` is false, or it is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise QScoreError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise QScoreError(f"{path} exists; choose another name, or overwrite it with --overwrite")
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

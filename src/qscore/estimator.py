@@ -1,0 +1,217 @@
+"""The scikit-learn face of Q-Score: fit on unlabeled representations, score any."""
+
+import warnings
+from typing import Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from qscore import core
+from qscore._validate import QScoreError, check_band, check_epsilon
+from qscore.kernels import Scan, automatic_epsilon, scan
+
+__all__ = ["QScorer"]
+
+FLOATS = [np.float64, np.float32, np.float16]
+
+
+class QScorer(BaseEstimator):  # type: ignore[misc]
+    """Score how well each row of a table of representations is represented, without labels.
+
+    Fitting finds the discriminative features D; scoring gives Q, the mean deviation of a row's highly activating
+    discriminative features from the row's mean (Kalibhat et al., AAAI 2024, arXiv 2203.01881).
+
+    Parameters
+    ----------
+    epsilon : float or "auto", default=4.0
+        Standard deviations above the row's mean at which a feature counts as highly activating. ``"auto"`` takes
+        the largest of 4.0, 3.9, ..., 1.5 at which at least 95 % of the rows keep a discriminative feature.
+    lower, upper : float, default=0.50, 0.95
+        D's band, in quantiles of the activation rate's rank.
+    signed : bool or "auto", default="auto"
+        Whether features may be negative (vision transformers, CLIP, text). Signed tables are scaled by each
+        feature's median and MAD and thresholded on both sides. ``"auto"``: signed if any row has a negative value.
+
+    Attributes
+    ----------
+    activation_rates_ : ndarray of shape (r,)
+        A: the fraction of fitted rows in which each feature is highly active.
+    discriminative_features_ : ndarray of int
+        D, ascending.
+    counts_ : ndarray of shape (r,)
+        The counts behind ``activation_rates_``.
+    epsilon_ : float
+        The epsilon in force.
+    signed_ : bool
+        Whether rows are scaled and thresholded on both sides.
+    center_, scale_ : ndarray of shape (r,), or None
+        Median and 1.4826 MAD of each feature of a signed table.
+    n_samples_seen_ : int
+        Rows fitted.
+    n_features_in_ : int
+        r.
+
+    See Also
+    --------
+    qscore.q_score : the formula as a function.
+    qscore.score : the same for tables on disk, of any size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> H = np.zeros((60, 20)); H[np.arange(60), np.arange(60) % 20] = np.arange(60)
+    >>> scorer = QScorer(epsilon=4.0).fit(H)
+    >>> scorer.discriminative_features_
+    array([10, 11, 12, 13, 14, 15, 16, 17, 18])
+    >>> scorer.score_samples(H[[9, 10, 50]])
+    array([ 0. ,  9.5, 47.5])
+    """
+
+    def __init__(
+        self,
+        epsilon: float | Literal["auto"] = 4.0,
+        lower: float = 0.50,
+        upper: float = 0.95,
+        signed: bool | Literal["auto"] = "auto",
+    ) -> None:
+        self.epsilon = epsilon
+        self.lower = lower
+        self.upper = upper
+        self.signed = signed
+
+    def fit(self, X: Float[Any, "n r"], y: object = None) -> Self:
+        """Find the discriminative features of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, r)
+            Representations, one row per image; no NaN, no infinity.
+        y : ignored
+            Present for scikit-learn's sake.
+
+        Returns
+        -------
+        QScorer
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite 2-D table, or a parameter is out of range.
+        """
+        self._fit(X)
+        return self
+
+    def fit_score(self, X: Float[Any, "n r"], y: object = None) -> Float[np.ndarray, " n"]:
+        """Fit X and return its own scores, reading it once (transductive)."""
+        return self._fit(X).q_score(self.discriminative_features_)
+
+    def partial_fit(self, X: Float[Any, "n r"], y: object = None) -> Self:
+        """Add rows to the fit; any split of a table into parts gives exactly the fit of the whole.
+
+        Signed scaling needs all rows at once: here negative values are warned of, and rows are scored one-sided
+        as with ``signed=False``.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`fit`; also if epsilon is ``"auto"`` or ``signed`` is True.
+        """
+        self._check_parameters()
+        if self.epsilon == "auto" or self.signed is True:
+            name = "epsilon='auto'" if self.epsilon == "auto" else "signed=True"
+            raise QScoreError(f"partial_fit: {name} needs all rows at once; use fit")
+        first = not hasattr(self, "counts_")
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2 if first else 1, reset=first)
+        if self.signed == "auto" and X.min() < 0:
+            warnings.warn("partial_fit: negative values are scored one-sided; use fit for signed tables", stacklevel=2)
+        if not first and self.signed_:
+            raise QScoreError("partial_fit: cannot continue a fit that scales signed values; use fit")
+        if first:
+            self.epsilon_, self.signed_, self.center_, self.scale_ = float(self.epsilon), False, None, None
+            self.counts_, self.n_samples_seen_ = np.zeros(X.shape[1], dtype=np.int64), 0
+            self._warn_if_out_of_reach()
+        self._finish(self.counts_ + scan(X, self.epsilon_).counts, self.n_samples_seen_ + len(X))
+        return self
+
+    def score_samples(self, X: Float[Any, "n r"]) -> Float[np.ndarray, " n"]:
+        """Return Q for each row of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, r)
+            Representations of the fitted width; no NaN, no infinity.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Scores >= 0, higher = better represented; 0 where no discriminative feature is highly active.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite 2-D table of the fitted width.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=FLOATS, reset=False)
+        if self.signed_:
+            X = core.apply_scaling(X, self.center_, self.scale_)
+        found = scan(X, self.epsilon_, two_sided=self.signed_)
+        return found.q_score(self.discriminative_features_)
+
+    def _fit(self, X: Any) -> Scan:
+        self._check_parameters()
+        X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2)
+        self.signed_ = bool(X.min() < 0) if self.signed == "auto" else bool(self.signed)
+        self.center_, self.scale_ = core.robust_scaling(X) if self.signed_ else (None, None)
+        if self.signed_:
+            X = core.apply_scaling(X, self.center_, self.scale_)
+        automatic = self.epsilon == "auto"
+        found = scan(X, core.EPSILON_GRID[-1] if automatic else float(self.epsilon), two_sided=self.signed_)
+        covered = True
+        self.epsilon_ = found.epsilon
+        if automatic:
+            self.epsilon_, covered = automatic_epsilon(lambda: [found], X.shape[1], self.lower, self.upper)
+            found = found.at(self.epsilon_)
+        self._finish(found.counts, len(X))
+        self._warn(found, covered)
+        return found
+
+    def _finish(self, counts: np.ndarray, n: int) -> None:
+        self.counts_ = counts
+        self.n_samples_seen_ = n
+        self.activation_rates_ = counts / n
+        self.discriminative_features_ = core.discriminative_features(counts, self.lower, self.upper)
+
+    def _check_parameters(self) -> None:
+        check_band(self.lower, self.upper)
+        if self.epsilon != "auto":
+            check_epsilon(self.epsilon)
+        if self.signed not in (True, False, "auto"):
+            raise QScoreError(f"signed: expected True, False or 'auto', got {self.signed!r}")
+
+    def _warn_if_out_of_reach(self) -> bool:
+        try:
+            check_epsilon(self.epsilon_, n_features=self.n_features_in_)
+        except QScoreError as error:
+            warnings.warn(f"{error}; all scores are 0", stacklevel=4)
+            return True
+        return False
+
+    def _warn(self, found: Scan, covered: bool) -> None:
+        if self._warn_if_out_of_reach():
+            return
+        sizes, _ = found.select(self.discriminative_features_)
+        empty = float((sizes == 0).mean())
+        if self.epsilon != "auto" and empty > 0.5:
+            warnings.warn(
+                f"{empty:.0%} of the rows have no highly active discriminative feature at epsilon "
+                f"{self.epsilon_:g}, and score 0; epsilon='auto' chooses a smaller one",
+                stacklevel=4,
+            )
+        if not covered:
+            warnings.warn(
+                "no epsilon from 4.0 to 1.5 leaves 95 % of the rows a discriminative feature; using 1.5", stacklevel=4
+            )
