@@ -49,8 +49,7 @@ class FolderSource:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ids, sizes and modification times."""
-        stats = ((id, (self._root / id).stat()) for id in self._ids)
-        return fingerprint_lines(f"{id}\0{stat.st_size}\0{stat.st_mtime_ns}" for id, stat in stats)
+        return fingerprint_lines(f"{id} {_size_and_time(self._root / id)}" for id in self._ids)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -86,6 +85,14 @@ def _check_name(id: str, root: Path) -> str:
 
 def _refuse(error: OSError) -> None:
     raise QScoreError(f"{error.filename}: cannot list the folder: {error.strerror}") from error
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere: reading the image will say so
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _label(id: str) -> str | None:

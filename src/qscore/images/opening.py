@@ -112,9 +112,12 @@ def _expand(name: str) -> list[str]:
 
 
 def _open_one(name: str) -> ImageSource:
-    for kind in KINDS:
-        if kind.accepts(name):
-            return kind.open(name)
+    try:
+        for kind in KINDS:
+            if kind.accepts(name):
+                return kind.open(name)
+    except OSError as error:
+        raise QScoreError(f"images {name!r}: {error.strerror}") from error
     forms = ", ".join(kind.description for kind in KINDS)
-    found = "a file" if Path(name).exists() else "no such file or folder"
+    found = "a file" if Path(name).is_file() else "no such file or folder"
     raise QScoreError(f"images {name!r}: expected one of {forms}; got {found}{nearest(name, NAMES)}")

@@ -1,0 +1,116 @@
+"""An encoder: a network that turns images into representations, with all one must know to use it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from qscore._validate import QScoreError
+from qscore.encoders.preprocessing import Preprocessing
+
+__all__ = ["Encoder", "Source", "measure_output"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder came from; recorded with every embedding it makes."""
+
+    format: str
+    """Kind of checkpoint, e.g. ``"torchvision"``, ``"timm"``, ``"qscore"``."""
+    architecture: str
+    """A name that `build_backbone` understands."""
+    preprocessing: Preprocessing
+    """What turns an image into the network's input."""
+    method: str | None = None
+    """How it was trained, e.g. ``"simclr"``; None where unknown."""
+    sha256: str | None = None
+    """SHA-256 of the weights' file; None where they came from no single file."""
+    dropped: tuple[str, ...] = ()
+    """Modules of the checkpoint that were left out, such as its classifier."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as values that JSON can hold."""
+        return asdict(self) | {"preprocessing": self.preprocessing.to_json(), "dropped": list(self.dropped)}
+
+
+@final
+class Encoder(nn.Module):
+    """A network that maps preprocessed images to representations, in evaluation mode from the start.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Maps (b, 3, h, w) to (b, r).
+    source : Source
+        Where it came from, and its preprocessing.
+
+    Attributes
+    ----------
+    dim : int
+        Number of features r.
+    nonnegative : bool
+        Whether representations have no negative values, as after a ReLU.
+    preprocess : Preprocessing
+        PIL image to float32 tensor of shape (3, h, w).
+    source : Source
+        As given.
+
+    Raises
+    ------
+    QScoreError
+        If the backbone does not accept images of the preprocessing's size, or its output has another shape.
+    """
+
+    def __init__(self, backbone: nn.Module, source: Source) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.source = source
+        self.preprocess = source.preprocessing
+        self.eval()
+        self.dim, self.nonnegative = measure_output(backbone, source.preprocessing.crop)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r"]:
+        """Return the representations of a preprocessed batch; gradients flow unless the caller forbids them."""
+        h: Tensor = self.backbone(x)
+        return h
+
+
+def measure_output(backbone: nn.Module, size: int) -> tuple[int, bool]:
+    """Find how many features a backbone has, and whether they are never negative.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        Maps (b, 3, h, w) to (b, r); its mode and the global random state are left as they were.
+    size : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    tuple of int and bool
+        The number of features r, and whether all are non-negative.
+
+    Raises
+    ------
+    QScoreError
+        If the backbone does not accept such images, or its output has another shape.
+    """
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    # No architecture says whether a ReLU comes last. On noise, a signed feature is negative about half of the time,
+    # so among 2 r values of a network without one at least one is.
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            h = backbone(noise)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise QScoreError(f"the network does not accept images of {size} x {size} pixels: {error}") from error
+    finally:
+        backbone.train(training)
+    if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != 2:
+        shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+        raise QScoreError(f"the network: expected output of shape (b, r), got {shape} for a batch of 2")
+    return h.shape[1], bool((h >= 0).all())
