@@ -4,7 +4,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qscore._validate import QScoreError
@@ -32,7 +32,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise QScoreError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> Path:

@@ -62,10 +62,10 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
     --------
     >>> import numpy as np
     >>> H = np.zeros((60, 20)); H[np.arange(60), np.arange(60) % 20] = np.arange(60)
-    >>> scorer = QScorer(epsilon=4.0).fit(H)
+    >>> scorer = QScorer(epsilon=4.0, lower=0.25).fit(H)
     >>> scorer.discriminative_features_
-    array([10, 11, 12, 13, 14, 15, 16, 17, 18])
-    >>> scorer.score_samples(H[[9, 10, 50]])
+    array([ 5,  6,  7,  8,  9, 10, 11, 12, 13, 14, 15, 16, 17, 18])
+    >>> scorer.score_samples(H[[4, 10, 50]])
     array([ 0. ,  9.5, 47.5])
     """
 
@@ -127,7 +127,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2 if first else 1, reset=first)
         if self.signed == "auto" and X.min() < 0:
             warnings.warn("partial_fit: negative values are scored one-sided; use fit for signed tables", stacklevel=2)
-        if not first and self.signed_:
+        if not first and self.center_ is not None:
             raise QScoreError("partial_fit: cannot continue a fit that scales signed values; use fit")
         if first:
             self.epsilon_, self.signed_, self.center_, self.scale_ = float(self.epsilon), False, None, None

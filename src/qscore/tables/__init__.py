@@ -1,0 +1,28 @@
+"""The tables that every step reads and writes: their schemas, readers and writers.
+
+Three kinds, each with a JSON record under the metadata key ``qscore`` that carries the schema's version:
+
+embedding table   ``id``, ``embedding``, optional ``label``, ``path``, ``view``; Parquet (a file, or a directory of
+                  shards) or a bare ``.npy`` matrix
+score table       one row per embedding: Q and what it is made of
+feature table     one row per feature: its activation rate, and whether it is discriminative
+"""
+
+from qscore.tables.embeddings import EmbeddingBatch, EmbeddingTable, open_embeddings, vectors, write_shard
+from qscore.tables.records import SCHEMA_VERSION, read_record, with_record
+from qscore.tables.results import read_features, read_scores, score_schema, write_features
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "EmbeddingBatch",
+    "EmbeddingTable",
+    "open_embeddings",
+    "read_features",
+    "read_record",
+    "read_scores",
+    "score_schema",
+    "vectors",
+    "with_record",
+    "write_features",
+    "write_shard",
+]

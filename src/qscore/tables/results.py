@@ -1,0 +1,91 @@
+"""Score tables and feature tables."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qscore._files import atomic_path
+from qscore._validate import QScoreError
+from qscore.tables.records import one_line, read_record, with_record
+
+__all__ = ["read_features", "read_scores", "score_schema", "write_features"]
+
+
+def score_schema(columns: dict[str, pa.DataType], record: dict[str, Any]) -> pa.Schema:
+    """Return the schema of a score table whose ``id``, ``path`` and ``label`` have the given types."""
+    fields: list[tuple[str, pa.DataType]]
+    fields = [(name, columns[name]) for name in ("id", "path", "label", "view") if name in columns]
+    fields += [("q_score", pa.float32()), ("n_active", pa.int32()), ("n_discriminative", pa.int32())]
+    fields += [(name, pa.float32()) for name in ("mean", "std", "max", "l1_norm", "l2_norm")]
+    fields += [("active", pa.list_(pa.int32())), ("deviation", pa.list_(pa.float32())), ("valid", pa.bool_())]
+    return with_record(pa.schema(fields), {"kind": "scores", **record})
+
+
+def read_scores(path: str | Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a score table, or some of its columns, and its record.
+
+    Raises
+    ------
+    QScoreError
+        If the file is missing, damaged, of another version, or not a score table.
+    """
+    return _read_kind(path, "scores", "qscore score", columns)
+
+
+def write_features(path: str | Path, counts: np.ndarray, discriminative: np.ndarray, record: dict[str, Any]) -> None:
+    """Write a feature table.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    counts : ndarray of int, shape (r,)
+        Rows in which each feature is highly active.
+    discriminative : ndarray of int, shape (k,)
+        D.
+    record : dict
+        Must hold ``n``, the number of valid rows; beside it epsilon, lower, upper, signed.
+    """
+    rank = np.empty(len(counts), dtype=np.int32)
+    rank[np.argsort(counts, stable=True)] = np.arange(len(counts), dtype=np.int32)
+    table = pa.table(
+        {
+            "feature": np.arange(len(counts), dtype=np.int32),
+            "count": counts.astype(np.int64),
+            "activation_rate": counts / max(record["n"], 1),
+            "rank": rank,
+            "discriminative": np.isin(np.arange(len(counts)), discriminative),
+        }
+    )
+    schema = with_record(table.schema, {"kind": "features", **record})
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)
+
+
+def read_features(path: str | Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a feature table and its record.
+
+    Raises
+    ------
+    QScoreError
+        If the file is missing, damaged, of another version, or not a feature table.
+    """
+    return _read_kind(path, "features", "qscore score", None)
+
+
+def _read_kind(path: str | Path, kind: str, maker: str, columns: list[str] | None) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            record = read_record(file.schema_arrow)
+            if record.get("kind") != kind:
+                raise QScoreError(f"expected a table of {kind}, as {maker} writes it")
+            return file.read(columns=columns), record
+    except QScoreError as error:
+        raise QScoreError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise QScoreError(f"{path}: no such file") from error
+    except (OSError, pa.ArrowException) as error:
+        raise QScoreError(f"cannot read {path}: {one_line(error)}") from error
