@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode, functional
+from torchvision.transforms import InterpolationMode, functional
 
 from qscore._validate import QScoreError, nearest
 
@@ -76,7 +76,8 @@ class Preprocessing:
         if self.resize is not None:
             rgb = self._resize(rgb, self.resize)
         rgb = functional.center_crop(rgb, [self.crop, self.crop])
-        x = functional.to_dtype(functional.pil_to_tensor(rgb), torch.float32, scale=True)  # (3, crop, crop)
+        # Not transforms.v2, which multiplies by 1 / 255 where published encoders were given a division.
+        x = functional.convert_image_dtype(functional.pil_to_tensor(rgb), torch.float32)  # (3, crop, crop)
         normalised: Tensor = functional.normalize(x, list(self.mean), list(self.std))
         return normalised
 
