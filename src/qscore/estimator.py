@@ -69,6 +69,9 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
     array([ 0. ,  9.5, 47.5])
     """
 
+    center_: np.ndarray | None
+    scale_: np.ndarray | None
+
     def __init__(
         self,
         epsilon: float | Literal["auto"] = 4.0,

@@ -64,7 +64,7 @@ class ScoreSummary:
     """Share of the valid, non-constant rows that keep one."""
     quantiles: dict[str, float]
     """Quantiles of Q over the valid rows."""
-    notes: tuple[str, ...]
+    notes: list[str]
     """Warnings, each with its cure."""
 
 
@@ -347,9 +347,9 @@ def summarize_scores(path: str | Path) -> ScoreSummary:
         n_empty=int(empty.sum()),
         coverage=1 - int((empty & ~constant).sum()) / max(varied, 1),
         quantiles={f"{q:g}": float(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
-        notes=(),
+        notes=[],
     )
-    return dataclasses.replace(summary, notes=tuple(_notes(summary, record)))
+    return dataclasses.replace(summary, notes=list(_notes(summary, record)))
 
 
 def _notes(summary: ScoreSummary, record: dict[str, Any]) -> Iterator[str]:

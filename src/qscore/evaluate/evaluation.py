@@ -1,0 +1,177 @@
+"""Does Q predict the linear probe's mistakes? Score table and embeddings in, an honest comparison out."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.model_selection import train_test_split
+
+from qscore._files import atomic_path
+from qscore._validate import QScoreError
+from qscore.evaluate.probe import Probe, fit_probe
+from qscore.evaluate.ranking import bootstrap
+from qscore.evaluate.scores import SCORES, Evidence
+from qscore.evaluate.verdict import sentences
+from qscore.scoring import summarize_scores
+from qscore.tables import EmbeddingBatch, open_embeddings, read_scores, with_record
+
+__all__ = ["evaluate_scores"]
+
+TEST_SHARE = 0.2
+
+
+def evaluate_scores(
+    scores: str | Path,
+    embeddings: str | Path,
+    train_embeddings: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure how well Q, its rivals and the probe's own confidence predict the linear probe's mistakes.
+
+    Writes ``evaluation.parquet`` (one row per held-out row: prediction, outcome, every score) and ``metrics.json``.
+
+    Parameters
+    ----------
+    scores : str or Path
+        The score table of the rows under test.
+    embeddings : str or Path
+        Their embedding table, with labels.
+    train_embeddings : str or Path, optional
+        Labelled embeddings to fit the probe on. Without it the rows are split 80 / 20, stratified by label.
+    out : str or Path, optional
+        Directory of the results; by default that of ``scores``.
+    resamples : int, default=2000
+        Bootstrap resamples of the rows, the same for every score.
+    seed : int, default=0
+        Seed of split and resamples.
+
+    Returns
+    -------
+    dict
+        The content of ``metrics.json``: ``probe``, ``base_rate``, ``scores`` (name -> statistic -> value, low,
+        high), ``q_minus`` (name -> difference), ``score_table``, ``sentences``.
+
+    Raises
+    ------
+    QScoreError
+        If labels are missing, ids do not match, or the probe cannot be fitted.
+    """
+    rows, _ = read_scores(scores)
+    rows = rows.filter(rows.column("valid"))
+    if not rows.num_rows:
+        raise QScoreError(f"{scores}: no row is valid, all hold NaN or infinity")
+    test = _matched(open_embeddings(embeddings).read(), rows, str(embeddings))
+    labels = _labels(test, str(embeddings))
+    if train_embeddings is None:
+        train_rows, test_rows = _split(labels, seed)
+        train_H, train_labels = test.embedding[train_rows], labels[train_rows]
+        test, labels, rows = _take(test, test_rows), labels[test_rows], rows.take(test_rows)
+    else:
+        train = open_embeddings(train_embeddings).read()
+        finite = np.isfinite(train.embedding).all(axis=1)
+        train_H, train_labels = train.embedding[finite], _labels(train, str(train_embeddings))[finite]
+    probe = fit_probe(train_H, train_labels, seed=seed)
+    predicted, confidence = probe.predict(test.embedding)
+    correct = predicted == labels
+    evidence = Evidence(rows, test.embedding, train_H, confidence)
+    values = {score.name: score.compute(evidence) for score in SCORES}
+    metrics = _metrics(values, correct, probe, resamples, seed)
+    metrics["score_table"] = asdict(summarize_scores(scores))
+    metrics["sentences"] = sentences(metrics)
+    _write(Path(out) if out else Path(scores).parent, test.columns["id"], predicted, correct, values, metrics)
+    return metrics
+
+
+def _metrics(
+    values: dict[str, np.ndarray], correct: np.ndarray, probe: Probe, resamples: int, seed: int
+) -> dict[str, Any]:
+    n, n_correct = len(correct), int(correct.sum())
+    metrics: dict[str, Any] = {
+        "n": n,
+        "probe": {
+            "accuracy": n_correct / n,
+            "n_correct": n_correct,
+            "n_wrong": n - n_correct,
+            "n_train": probe.n_train,
+            "strength": probe.strength,
+            "converged": probe.converged,
+        },
+        "base_rate": {"correct": n_correct / n, "wrong": 1 - n_correct / n},
+        "resamples": resamples,
+        "seed": seed,
+        "scores": {},
+        "q_minus": {},
+    }
+    if 0 < n_correct < n:
+        statistics, differences = bootstrap(values, correct, reference="q_score", resamples=resamples, seed=seed)
+        for key, table in (("scores", statistics), ("q_minus", differences)):
+            metrics[key] = {
+                name: {statistic: asdict(interval) for statistic, interval in row.items()}
+                for name, row in table.items()
+            }
+    return metrics
+
+
+def _matched(table: EmbeddingBatch, rows: pa.Table, name: str) -> EmbeddingBatch:
+    """Return the embeddings in the order of the score table's ids."""
+    position = {key: i for i, key in enumerate(table.columns["id"].to_pylist())}
+    wanted = rows.column("id").to_pylist()
+    missing = [key for key in wanted if key not in position]
+    if missing:
+        raise QScoreError(f"{len(missing)} of {len(wanted)} scored ids are not in {name}, the first is {missing[0]!r}")
+    return _take(table, np.array([position[key] for key in wanted]))
+
+
+def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split 80 / 20, stratified by label: the probe learns from the first part and is tested on the second."""
+    try:
+        train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise QScoreError(f"cannot split {len(labels)} rows 80 / 20 by label: {error}") from error
+    return np.sort(train), np.sort(test)
+
+
+def _take(table: EmbeddingBatch, rows: np.ndarray) -> EmbeddingBatch:
+    columns = {name: column.take(pa.array(rows)) for name, column in table.columns.items()}
+    return EmbeddingBatch(table.embedding[rows], columns)
+
+
+def _labels(table: EmbeddingBatch, name: str) -> np.ndarray:
+    labels = table.columns.get("label")
+    if labels is None:
+        raise QScoreError(f"{name} has no column 'label'; failure prediction needs labels to test against")
+    if labels.null_count:
+        raise QScoreError(f"{name}: {labels.null_count} of {len(labels)} rows have no label")
+    values: np.ndarray = labels.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _write(
+    out: Path,
+    ids: pa.Array,
+    predicted: np.ndarray,
+    correct: np.ndarray,
+    values: dict[str, np.ndarray],
+    metrics: dict[str, Any],
+) -> None:
+    table = pa.table(
+        {
+            "id": ids,
+            "predicted": predicted,
+            "correct": correct,
+            "fold": np.zeros(len(ids), dtype=np.int8),
+            **{name: value.astype(np.float32) for name, value in values.items()},
+        }
+    )
+    schema = with_record(table.schema, {"kind": "evaluation", "n": metrics["n"], "seed": metrics["seed"]})
+    with atomic_path(out / "evaluation.parquet") as temporary:
+        pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)
+    with atomic_path(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
