@@ -26,7 +26,8 @@ def ids(source):
 
 
 def test_pattern_joins_in_order(shards):
-    assert ids(open_images(shards / "train-*.npz")) == ["1", "2"]
+    source = open_images(shards / "train-*.npz")
+    assert ids(source) == ["1", "2"] and source.name == str(shards / "train-*.npz")
 
 
 def test_pattern_with_one_match(shards):

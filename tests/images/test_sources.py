@@ -80,32 +80,32 @@ def test_subset_refuses(indices, message):
 
 
 def test_joined_runs_through_its_parts():
-    joined = Joined([Listed(["a", "b"], ["x", "y"], ["x", "y"]), Listed(["c"], ["z"], ["z"])])
-    assert len(joined) == 3 and joined.name == "a+b, c"
+    joined = Joined("ab, c", [Listed(["a", "b"], ["x", "y"], ["x", "y"]), Listed(["c"], ["z"], ["z"])])
+    assert len(joined) == 3 and joined.name == "ab, c"
     assert [joined.record(i).id for i in range(3)] == ["a", "b", "c"]
     assert [joined.image(i).width for i in range(3)] == [1, 2, 1]
     assert joined.labels == ["x", "y", "z"] and joined.class_names == ["x", "y", "z"]
 
 
 def test_joined_fills_missing_labels():
-    joined = Joined([Listed(["a"]), Listed(["b"], [3])])
+    joined = Joined("j", [Listed(["a"]), Listed(["b"], [3])])
     assert joined.labels == [None, 3] and joined.class_names is None
-    assert Joined([Listed(["a"]), Listed(["b"])]).labels is None
+    assert Joined("j", [Listed(["a"]), Listed(["b"])]).labels is None
 
 
 def test_joined_fingerprint_follows_order():
     parts = [Listed(["a"]), Listed(["b"])]
-    assert Joined(parts).fingerprint != Joined(parts[::-1]).fingerprint
+    assert Joined("j", parts).fingerprint != Joined("j", parts[::-1]).fingerprint
 
 
 def test_joined_refuses_an_id_that_comes_twice():
-    with pytest.raises(QScoreError, match="a, b\\+a: expected each id once, got 'a' 2 times"):
-        Joined([Listed(["a"]), Listed(["b", "a"])])
+    with pytest.raises(QScoreError, match="^j: expected each id once, got 'a' 2 times"):
+        Joined("j", [Listed(["a"]), Listed(["b", "a"])])
 
 
 def test_joined_refuses_labels_of_two_kinds():
     with pytest.raises(QScoreError, match="class names in some parts and numbers in others"):
-        Joined([Listed(["a"], ["x"]), Listed(["b"], [3])])
+        Joined("j", [Listed(["a"], ["x"]), Listed(["b"], [3])])
 
 
 def test_fingerprint_separates_entries():

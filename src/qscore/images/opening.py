@@ -56,15 +56,15 @@ def open_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     (1797, (8, 8), 0)
     """
     if isinstance(source, str | Path):
-        names = _expand(str(source))
+        typed = [str(source)]
     elif isinstance(source, Sequence):
-        names = [name for entry in source for name in _expand(str(entry))]
+        typed = [str(entry) for entry in source]
     else:
         return source
-    if not names:
+    if not typed:
         raise QScoreError("images: expected at least one source, got an empty list")
-    parts = [_open_one(name) for name in names]
-    return parts[0] if len(parts) == 1 else Joined(parts)
+    parts = [_open_one(name) for entry in typed for name in _expand(entry)]
+    return parts[0] if len(parts) == 1 else Joined(", ".join(typed), parts)
 
 
 def open_image(locator: str) -> Image.Image:

@@ -125,16 +125,23 @@ class Subset:
 class Joined:
     """Several sources end to end.
 
+    Parameters
+    ----------
+    name : str
+        What the user typed for them together.
+    parts : sequence of ImageSource
+        In their order.
+
     Raises
     ------
     QScoreError
         If an id comes twice, or labels are names in one part and numbers in another.
     """
 
-    def __init__(self, parts: Sequence[ImageSource]) -> None:
+    def __init__(self, name: str, parts: Sequence[ImageSource]) -> None:
+        self.name = name
         self._parts = parts
         self._ends = list(itertools.accumulate(len(part) for part in parts))
-        self.name = ", ".join(part.name for part in parts)
         self.labels = self._join_labels()
         self.class_names = self._join_class_names()
         check_unique((self.record(i).id for i in range(len(self))), self.name)
