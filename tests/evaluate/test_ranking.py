@@ -6,7 +6,7 @@ from reference import ranking as reference
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from qscore import QScoreError
-from qscore.evaluate import bootstrap, failure_statistics
+from qscore.evaluate import bootstrap, failure_statistics, risk_coverage
 
 rows = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=7).filter(
     lambda pairs: len({correct for _, correct in pairs}) == 2
@@ -25,6 +25,9 @@ def test_statistics_equal_the_definitions(pairs):
         "aurc": reference.aurc(score, correct),
     }
     assert found == pytest.approx(expected, rel=1e-12)
+    coverage, risk = risk_coverage(np.array(score, dtype=float), np.array(correct))
+    assert risk.mean() == pytest.approx(expected["aurc"]) and coverage[-1] == 1.0
+    assert risk[-1] == pytest.approx(1 - np.mean(correct))
 
 
 def test_statistics_equal_scikit_learn(rng):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from qscore._validate import QScoreError
 
-__all__ = ["STATISTICS", "Interval", "bootstrap", "failure_statistics"]
+__all__ = ["STATISTICS", "Interval", "bootstrap", "failure_statistics", "risk_coverage"]
 
 STATISTICS = ("auroc", "ap_correct", "ap_wrong", "aurc")
 
@@ -114,6 +114,34 @@ def failure_statistics(score: Float[np.ndarray, " n"], correct: Bool[np.ndarray,
     weights = np.ones(len(score), dtype=np.int64)
     values = _statistics(order, ends, correct, weights, _harmonic(len(score)))
     return dict(zip(STATISTICS, values, strict=True))
+
+
+def risk_coverage(
+    score: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Return coverage k / n and the error rate among the k highest scores, averaged over the orders of ties.
+
+    The mean of the second is AURC.
+
+    Raises
+    ------
+    QScoreError
+        If shapes differ or scores are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> coverage, risk = risk_coverage(np.array([3.0, 2.0, 1.0, 1.0]), np.array([True, True, True, False]))
+    >>> coverage.tolist(), risk.round(3).tolist()
+    ([0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.167, 0.25])
+    """
+    _check(score, correct)
+    order, ends = _rank(score)
+    group = np.concatenate([[0], np.cumsum(ends)[:-1]])
+    wrong = ~correct[order]
+    expected = (np.bincount(group, weights=wrong) / np.bincount(group))[group]
+    rows = np.arange(1, len(score) + 1)
+    return rows / len(score), np.cumsum(expected) / rows
 
 
 def bootstrap(

@@ -1,0 +1,269 @@
+"""The verbs."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from qscore import __version__
+from qscore._validate import QScoreError, require
+from qscore.cli.verb import Outcome, verb
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Which images does a self-supervised encoder represent badly, and which of its features mean something?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.", show_default="by the source")]
+Precision = Annotated[Literal["32", "bf16", "16"], typer.Option(help="Arithmetic of the network.")]
+Images = Annotated[str, typer.Argument(help="A folder of images, .npz archives (a glob in quotes), or 'digits'.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qscore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Tell which samples a self-supervised encoder represents badly, without labels."""
+
+
+@app.command()
+@verb
+def demo(
+    out: Annotated[Path, typer.Option(help="Run directory to write.")] = Path("qscore-demo"),
+    seed: Seed = 0,
+) -> Outcome:
+    """Show the whole story on real images in under two minutes: train, embed, score, evaluate, report.
+
+    Example:  qscore demo --out runs/demo
+    """
+    require("torch", "vision")
+    from qscore.study import demo as run
+
+    result = run(out, seed=seed)
+    return Outcome(
+        {"report": str(result.report), "metrics": result.metrics},
+        [*_verdict(result.metrics), f"Report: {result.report.resolve()}"],
+    )
+
+
+@app.command()
+@verb
+def pretrain(
+    method: Annotated[str, typer.Argument(help="simclr")],
+    images: Annotated[str, typer.Option(help="A folder of images, .npz archives (a glob in quotes), or 'digits'.")],
+    out: Annotated[Path, typer.Option(help="Encoder directory to write.")],
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="torchvision:resnet18, timm:NAME, small:resnet18-16, ...", show_default="by the image size"),
+    ] = None,
+    recipe: Annotated[
+        Literal["auto", "small", "cifar", "imagenet"], typer.Option(help="Defaults to start from.")
+    ] = "auto",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images.", show_default="the recipe's")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "32",
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Train an encoder on unlabeled images; the same command continues a run that was interrupted.
+
+    Example:  qscore pretrain simclr --images 'data/train-*.npz' --out encoders/simclr --epochs 20
+    """
+    require("lightning", "vision")
+    from qscore.ssl import pretrain as run
+
+    result = run(
+        method,
+        images,
+        out,
+        backbone=backbone,
+        recipe=recipe,
+        epochs=epochs,
+        overrides=settings or [],
+        seed=seed,
+        device=device,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    return Outcome({"encoder": str(result)}, [f"Encoder: {result}"])
+
+
+@app.command()
+@verb
+def embed(
+    images: Images,
+    encoder: Annotated[str, typer.Option(help="An encoder directory, torchvision:NAME, or timm:NAME.")],
+    out: Annotated[Path, typer.Option(help="Directory of the embedding table.")],
+    batch_size: BatchSize = 256,
+    device: Device = "auto",
+    workers: Workers = None,
+    precision: Precision = "32",
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Write the representation of every image to an embedding table.
+
+    Example:  qscore embed photos/ --encoder encoders/simclr --out embeddings
+    """
+    require("torch", "vision")
+    from qscore.embedding import embed as run
+    from qscore.tables import open_embeddings
+
+    run(
+        images,
+        encoder,
+        out,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        precision=precision,
+        overwrite=overwrite,
+    )
+    table = open_embeddings(out)
+    data = {"embeddings": str(out), "n": len(table), "n_features": table.n_features}
+    return Outcome(data, [f"{len(table):,} images, {table.n_features} features: {out}"])
+
+
+@app.command()
+@verb
+def score(
+    embeddings: Annotated[Path, typer.Argument(help="A Parquet file, a directory of shards, or a .npy matrix.")],
+    out: Annotated[Path, typer.Option(help="Score table to write (Parquet).")],
+    epsilon: Annotated[
+        str, typer.Option(help="Standard deviations above a row's mean at which a feature is highly active, or 'auto'.")
+    ] = "4",
+    lower: Annotated[float, typer.Option(help="Lower end of D's band, as a quantile of rank.")] = 0.50,
+    upper: Annotated[float, typer.Option(help="Upper end of D's band.")] = 0.95,
+    features: Annotated[
+        Path | None, typer.Option(help="Score against the D of this feature table instead of fitting one.")
+    ] = None,
+    engine: Annotated[Literal["local"], typer.Option(help="Where the work runs.")] = "local",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the scan.", show_default="all cores")] = None,
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Score every row of an embedding table; reads it once.
+
+    Example:  qscore score embeddings --out scores.parquet --epsilon auto
+    """
+    from qscore.scoring import score as run
+
+    summary = run(
+        embeddings,
+        out,
+        epsilon=_epsilon(epsilon),
+        lower=lower,
+        upper=upper,
+        features=features,
+        engine=engine,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    return Outcome({"scores": str(out), **asdict(summary)}, _summary(asdict(summary), out))
+
+
+@app.command()
+@verb
+def evaluate(
+    scores: Annotated[Path, typer.Argument(help="A score table.")],
+    embeddings: Annotated[Path, typer.Option(help="The embedding table it was made from, with labels.")],
+    train_embeddings: Annotated[
+        Path | None, typer.Option(help="Labelled embeddings to fit the probe on.", show_default="80 % of the rows")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="that of SCORES")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
+    seed: Seed = 0,
+) -> Outcome:
+    """Say how well Q predicts the linear probe's mistakes, beside its rivals, with intervals.
+
+    Example:  qscore evaluate scores.parquet --embeddings embeddings
+    """
+    from qscore.evaluate import evaluate_scores
+
+    metrics = evaluate_scores(scores, embeddings, train_embeddings, out=out, resamples=resamples, seed=seed)
+    return Outcome(metrics, _verdict(metrics))
+
+
+@app.command()
+@verb
+def report(run_dir: Annotated[Path, typer.Argument(help="A run directory with scores.parquet.")]) -> Outcome:
+    """Write report.html: one file that opens without a network.
+
+    Example:  qscore report runs/demo
+    """
+    from qscore.report import write_report
+
+    path = write_report(run_dir)
+    return Outcome({"report": str(path)}, [f"Report: {path.resolve()}"])
+
+
+def _epsilon(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise QScoreError(f"epsilon: expected a positive number or 'auto', got {text!r}") from None
+
+
+def _summary(summary: dict[str, Any], out: Path) -> list[Any]:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in summary["quantiles"].items())
+    fitted = "the scored rows (transductive)" if summary["transductive"] else "other rows"
+    for name, value in {
+        "rows": f"{summary['n']:,} ({summary['n_invalid']:,} invalid, {summary['n_constant']:,} constant)",
+        "features": f"{summary['n_features']:,}, of which {summary['n_discriminative']:,} discriminative",
+        "epsilon": f"{summary['epsilon']:g}" + (" (automatic)" if summary["automatic"] else ""),
+        "coverage": f"{summary['coverage']:.1%} of the rows have a highly active discriminative feature",
+        "fitted on": fitted,
+        "quantiles of Q": quantiles,
+        "written": str(out),
+    }.items():
+        table.add_row(name, value)
+    return [table, *(f"Note: {note}." for note in summary["notes"])]
+
+
+def _verdict(metrics: dict[str, Any]) -> list[Any]:
+    parts: list[Any] = []
+    if metrics["scores"]:
+        from qscore.evaluate import SCORES
+
+        table = Table(title="Telling the probe's correct rows from its wrong ones (95 % paired bootstrap intervals)")
+        for column in ("score", "AUROC", "AP correct", "AP wrong", "AURC"):
+            table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
+        base = metrics["base_rate"]
+        table.add_row("base rate", "0.500", f"{base['correct']:.3f}", f"{base['wrong']:.3f}", f"{base['wrong']:.3f}")
+        for score in SCORES:
+            statistics = metrics["scores"][score.name]
+            cells = [f"{s['value']:.3f} ({s['low']:.3f}, {s['high']:.3f})" for s in statistics.values()]
+            table.add_row(score.title + (" (labels)" if score.needs_labels else ""), *cells)
+        parts.append(table)
+    return [*parts, *metrics["sentences"]]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,143 @@
+"""A run directory in, `report.html` out."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qscore._files import atomic_path
+from qscore._validate import QScoreError, require
+from qscore.evaluate import SCORES
+from qscore.images import open_image
+from qscore.scoring import features_path, summarize_scores
+from qscore.tables import read_features, read_scores
+
+__all__ = ["write_report"]
+
+SAMPLES = 20
+THUMBNAIL = 96
+
+
+def write_report(run: str | Path) -> Path:
+    """Write ``report.html``, which needs no network and no other file, and ``overview.png``.
+
+    Parameters
+    ----------
+    run : str or Path
+        A run directory: ``scores.parquet`` with its feature table; ``metrics.json`` and ``evaluation.parquet`` add the
+        verdict, and images are shown where the score table knows their paths.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    QScoreError
+        If the directory holds no score table, or a table is damaged.
+    """
+    require("altair", "vision")
+    require("vl_convert", "vision")
+    run = Path(run)
+    if not run.is_dir():
+        raise QScoreError(f"{run}: no such run directory")
+    if not (run / "scores.parquet").exists():
+        raise QScoreError(f"{run}: no scores.parquet in this directory; qscore score writes it")
+    rows, record = read_scores(run / "scores.parquet")
+    metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
+    evaluation = pq.read_table(run / "evaluation.parquet") if (run / "evaluation.parquet").exists() else None
+    summary = summarize_scores(run / "scores.parquet")
+    charts = _charts(run, rows, evaluation, record)
+    page = _render(
+        name=run.resolve().name,
+        record=record,
+        summary=summary,
+        metrics=metrics,
+        scores=[(score, metrics["scores"][score.name]) for score in SCORES if metrics.get("scores")],
+        specs={name: chart.to_json(indent=None).replace("</", "<\\/") for name, chart in charts.items()},
+        samples=_samples(rows, evaluation),
+        bundle=_bundle(),
+    )
+    _save_overview(run / "overview.png", list(charts.values()))
+    with atomic_path(run / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return run / "report.html"
+
+
+def _charts(run: Path, rows: pa.Table, evaluation: pa.Table | None, record: dict[str, Any]) -> dict[str, Any]:
+    from qscore.report.charts import activation_chart, q_chart, risk_chart
+
+    features, _ = read_features(features_path(run / "scores.parquet"))
+    rates = features.column("activation_rate").to_numpy()
+    activation = activation_chart(rates, record["lower"], record["upper"])
+    if evaluation is None:
+        return {"q": q_chart(rows.column("q_score").drop_null().to_numpy(), None), "activation": activation}
+    correct = evaluation.column("correct").to_numpy()
+    charts = {"q": q_chart(evaluation.column("q_score").to_numpy(), correct), "activation": activation}
+    if correct.any() and not correct.all():
+        charts["risk"] = risk_chart(evaluation)
+    return charts
+
+
+def _samples(rows: pa.Table, evaluation: pa.Table | None) -> dict[str, list[dict[str, Any]]]:
+    """Describe the rows of lowest and highest Q; without paths there is nothing to show."""
+    if "path" not in rows.column_names:
+        return {}
+    outcomes = {}
+    if evaluation is not None:
+        columns = (evaluation.column(name).to_pylist() for name in ("id", "predicted", "correct"))
+        outcomes = {key: (predicted, correct) for key, predicted, correct in zip(*columns, strict=True)}
+        rows = rows.filter(pa.compute.is_in(rows.column("id"), evaluation.column("id").combine_chunks()))
+    valid = np.flatnonzero(rows.column("valid").to_numpy())
+    order = valid[np.argsort(rows.column("q_score").to_numpy()[valid], kind="stable")]
+    chosen = {"lowest": order[:SAMPLES], "highest": order[::-1][:SAMPLES]}
+    return {name: [_sample(rows.slice(int(i), 1), outcomes) for i in picked] for name, picked in chosen.items()}
+
+
+def _sample(row: pa.Table, outcomes: dict[str, tuple[Any, bool]]) -> dict[str, Any]:
+    values = {name: row.column(name)[0].as_py() for name in row.column_names if name not in ("active", "deviation")}
+    predicted, correct = outcomes.get(values["id"], (None, None))
+    return {**values, "predicted": predicted, "correct": correct, "image": _thumbnail(values["path"])}
+
+
+def _thumbnail(path: str) -> str | None:
+    """Return an image as a data URI, or None where it has gone."""
+    try:
+        image = open_image(path)
+    except QScoreError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("qscore.report", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html.jinja").render(**values)
+
+
+def _bundle() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, for the Vega-Lite version that Altair writes."""
+    import altair
+    import vl_convert
+
+    version = ".".join(altair.SCHEMA_VERSION.split(".")[:2])
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version))
+
+
+def _save_overview(path: Path, charts: list[Any]) -> None:
+    from qscore.report.charts import overview
+
+    buffer = io.BytesIO()
+    overview(charts).save(buffer, format="png", scale_factor=2)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
