@@ -1,0 +1,107 @@
+"""The output folder of a training: what it was asked to do, where it stopped, and whether it is done."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from qscore._files import atomic_path
+from qscore._validate import QScoreError
+
+__all__ = ["RunFolder"]
+
+
+@final
+class RunFolder:
+    """A folder that holds one training.
+
+    Parameters
+    ----------
+    path : Path
+        Made if absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_file = path / "pretrain.json"
+        self.checkpoint = path / "last.ckpt"
+        self.weights = path / "encoder.safetensors"
+        self.logs = path / "logs"
+
+    def claim(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder this training's own.
+
+        Parameters
+        ----------
+        record : mapping
+            All that decides the result, as JSON holds it.
+        overwrite : bool
+            Whether another training found there is removed.
+
+        Raises
+        ------
+        QScoreError
+            If the folder holds another training, with what differs, or anything else.
+        """
+        if overwrite:
+            self._clear()
+        elif self.record_file.exists():
+            self._compare(record)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise QScoreError(f"{self.path} exists and is not empty; name another folder, or use it with --overwrite")
+        if not self.record_file.exists():
+            with atomic_path(self.record_file) as file:
+                file.write_text(json.dumps(record, indent=2) + "\n")
+
+    def steps_done(self) -> int:
+        """Return the number of optimiser steps in the last checkpoint, 0 without one.
+
+        Raises
+        ------
+        QScoreError
+            If the checkpoint cannot be read.
+        """
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            checkpoint = torch.load(self.checkpoint, map_location="meta", mmap=True, weights_only=True)
+            return int(checkpoint["global_step"])
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise QScoreError(
+                f"{self.checkpoint}: cannot read this checkpoint; start the training anew with --overwrite"
+            ) from error
+
+    def _clear(self) -> None:
+        try:
+            for file in (self.weights, self.weights.with_suffix(".json"), self.checkpoint, self.record_file):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self.logs, ignore_errors=True)
+        except OSError as error:
+            raise QScoreError(f"{self.path}: cannot overwrite: {error.strerror or error}") from error
+
+    def _compare(self, record: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(self.record_file.read_text())
+        except (OSError, ValueError) as error:
+            raise QScoreError(f"{self.record_file}: cannot read it; start anew with --overwrite") from error
+        differences = _differences(found, json.loads(json.dumps(record)))
+        if differences:
+            raise QScoreError(
+                f"{self.path} holds another training: {'; '.join(differences)}; name another folder, or start anew "
+                "with --overwrite"
+            )
+
+
+def _differences(found: Any, asked: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        keys = list(dict.fromkeys([*found, *asked]))
+        return [
+            line
+            for key in keys
+            for line in _differences(found.get(key), asked.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if found == asked else [f"{name} is {found!r} there and {asked!r} here"]

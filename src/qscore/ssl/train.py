@@ -1,0 +1,288 @@
+"""One training loop for every method: views, loss, schedule, checkpoints and exact resumption."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+
+from qscore._progress import progress
+from qscore._validate import QScoreError, nearest
+from qscore.encoders import Preprocessing, build_backbone, measure_output, save_encoder
+from qscore.images import ImageSource, open_images
+from qscore.images.augment import Augmenter
+from qscore.ssl.methods import METHODS, Method
+from qscore.ssl.optim import build_optimizer, learning_rate_factor
+from qscore.ssl.pixels import Triple, batch_rows, channel_statistics, load_pixels, mixed_seed
+from qscore.ssl.recipes import Plan, make_plan
+from qscore.ssl.run import RunFolder
+from qscore.ssl.watch import AtomicCheckpoints, Interrupted, Watch, hold_interrupts, quiet_lightning
+
+__all__ = ["Training", "pretrain"]
+
+log = logging.getLogger(__name__)
+
+DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
+
+def pretrain(
+    method: str,
+    images: str | Path | ImageSource,
+    out: str | Path,
+    *,
+    backbone: str | None = None,
+    recipe: str = "auto",
+    epochs: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    accumulate: int = 1,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Train an encoder on images without labels, and write it to a folder.
+
+    The same call again continues an unfinished training where it stopped; on a CPU the weights are then bit for bit
+    those of an unbroken one.
+
+    Parameters
+    ----------
+    method : str
+        ``"simclr"``.
+    images : str, Path or ImageSource
+        What `open_images` understands.
+    out : str or Path
+        Folder for ``encoder.safetensors``, ``encoder.json``, ``last.ckpt``, ``pretrain.json`` and ``logs``.
+    backbone : str or None
+        What `build_backbone` understands; None chooses by the size of the images.
+    recipe : str
+        Settings to start from: ``"imagenet"``, ``"cifar"``, ``"small"``, or ``"auto"`` to choose by the data.
+    epochs : int or None
+        Passes over the images, at least 1; None takes the recipe's.
+    overrides : mapping or None
+        Values for fields of the method's settings, e.g. ``{"lr": 0.1, "augment.flip": 0.0}``.
+    image_size : int or None
+        Side of the training images in pixels, 4 to 4096; None takes the images' own, at most 224.
+    seed : int
+        At least 0; with it all that is random is fixed.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    devices : int
+        Processes to train with, each on a device of its own; the batch is divided among them.
+    precision : str
+        ``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``.
+    accumulate : int
+        Parts a batch is taken in, to save memory; their gradients are averaged.
+    workers : int or None
+        Threads that decode images; None takes as many as there are processors, at most 8.
+    overwrite : bool
+        Whether another training found in the folder is removed.
+
+    Returns
+    -------
+    Path
+        The file ``encoder.safetensors``.
+
+    Raises
+    ------
+    QScoreError
+        If an argument or an image cannot be used, the folder holds something else, or the loss is not finite.
+    KeyboardInterrupt
+        After Ctrl-C, with all that was done in ``last.ckpt``.
+    """
+    _check_arguments(seed, device, devices, precision, accumulate)
+    source = open_images(images)
+    plan = make_plan(
+        method,
+        source,
+        backbone=backbone,
+        recipe=recipe,
+        epochs=epochs,
+        overrides=overrides or {},
+        image_size=image_size,
+        parts=devices * accumulate,
+    )
+    folder = RunFolder(Path(out))
+    record = plan.to_json() | {
+        "images": source.fingerprint,
+        "seed": seed,
+        "devices": devices,
+        "precision": precision,
+        "accumulate": accumulate,
+    }
+    rank_zero_only(folder.claim)(record, overwrite=overwrite)
+    if folder.weights.exists():
+        log.info("%s holds this training, finished", folder.path)
+        return folder.weights
+    pixels = load_pixels(source, plan.image_size, workers or min(os.cpu_count() or 1, 8))
+    mean, std = channel_statistics(pixels)
+    with torch.random.fork_rng(_cuda_devices()):
+        torch.manual_seed(mixed_seed(seed))
+        network = build_backbone(plan.backbone)
+        training = Training(network, plan, pixels, mean, std, seed=seed, parts=devices * accumulate)
+        _fit(training, folder, device, devices, precision, accumulate)
+    preprocessing = Preprocessing(crop=plan.image_size, resize=plan.image_size, mean=mean, std=std)
+    rank_zero_only(save_encoder)(
+        folder.path, plan.backbone, network.state_dict(), preprocessing, method=method, extra=record
+    )
+    return folder.weights
+
+
+@final
+class Training(LightningModule):
+    """What Lightning needs to train any method on images in memory.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        The encoder; trained in place.
+    plan : Plan
+        Method and settings.
+    pixels : Tensor
+        Images, (n, 3, size, size), uint8.
+    mean, std : tuple of three floats
+        For the views' normalisation.
+    seed : int
+        Of everything random.
+    parts : int
+        Micro-batches that make one batch, over all processes.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, plan: Plan, pixels: Tensor, mean: Triple, std: Triple, *, seed: int, parts: int
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.pixels = pixels
+        self.seed = seed
+        self.micro_batch = plan.config.batch_size // parts
+        dim, _ = measure_output(backbone, plan.image_size)
+        self.method: Method = METHODS[plan.method].build(backbone, dim, plan.config)
+        self.augmenters = nn.ModuleList(Augmenter(view, mean, std) for view in self.method.views)
+        self.steps_per_epoch = len(pixels) // plan.config.batch_size
+        self.total_steps = plan.config.epochs * self.steps_per_epoch
+
+    def on_fit_start(self) -> None:
+        """Move the images to the device once."""
+        self.pixels = self.pixels.to(self.device)
+
+    def train_dataloader(self) -> "MicroBatches":
+        """Return the numbers of an epoch's micro-batches; which images they mean, `training_step` works out."""
+        return MicroBatches(self.steps_per_epoch * self.trainer.accumulate_grad_batches)
+
+    def training_step(self, _batch: int, batch_idx: int) -> Tensor:
+        """Return the loss of a micro-batch, whose images and views are a function of seed, epoch, step and rank."""
+        rank, world = self.global_rank, self.trainer.world_size
+        rows = batch_rows(
+            len(self.pixels), self.seed, self.current_epoch, batch_idx, self.micro_batch * world, rank, world
+        )
+        torch.manual_seed(mixed_seed(self.seed, self.current_epoch, batch_idx, rank))
+        images = self.pixels[rows.to(self.device)]
+        loss: Tensor = self.method([augmenter(images) for augmenter in self.augmenters])[0]
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=self.micro_batch)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, and let the method do what follows one."""
+        super().optimizer_step(*args, **kwargs)
+        after_step = getattr(self.method, "after_step", None)
+        if after_step is not None:
+            after_step(self.trainer.global_step, self.total_steps)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser and its schedule by step."""
+        optimizer = build_optimizer(self, self.plan.config)
+        warmup = round(self.plan.config.warmup_epochs * self.steps_per_epoch)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self.total_steps, warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@final
+class MicroBatches:
+    """The numbers 0 to ``count`` - 1; it has no state, so that an epoch can be resumed anywhere."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.count))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: Lightning asks a loader that can be resumed for its state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take nothing back."""
+
+
+def _fit(training: Training, folder: RunFolder, device: str, devices: int, precision: str, accumulate: int) -> None:
+    done = folder.steps_done()
+    if done:
+        log.info("resuming at step %d of %d", done, training.total_steps)
+    csv = CSVLogger(folder.path, name="logs")
+    batch = training.plan.config.batch_size
+    total = training.total_steps * batch
+    with (
+        quiet_lightning(),
+        hold_interrupts() as interrupted,
+        progress(f"pretrain {training.plan.method}", total, "images", start=done * batch) as advance,
+    ):
+        trainer = Trainer(
+            accelerator=DEVICES[device],
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            sync_batchnorm=devices > 1 and torch.cuda.is_available() and device != "cpu",
+            precision=precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=accumulate,
+            max_epochs=training.plan.config.epochs,
+            callbacks=[Watch(folder.checkpoint, batch, interrupted, advance)],
+            plugins=[AtomicCheckpoints()],
+            logger=[csv, TensorBoardLogger(folder.path, name="logs", version=csv.version)],
+            log_every_n_steps=min(50, training.steps_per_epoch),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder.path,
+        )
+        try:
+            trainer.fit(training, ckpt_path=folder.checkpoint if done else None, weights_only=True)
+        except (Interrupted, SystemExit):  # Lightning turns a second Ctrl-C into an exit
+            log.warning("stopped at step %d of %d; the same call continues", trainer.global_step, training.total_steps)
+            raise KeyboardInterrupt from None
+
+
+def _check_arguments(seed: int, device: str, devices: int, precision: str, accumulate: int) -> None:
+    if seed < 0:
+        raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")
+    if device not in DEVICES:
+        raise QScoreError(f"device {device!r}: expected one of {', '.join(DEVICES)}{nearest(device, DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise QScoreError("device 'cuda': torch finds no CUDA device; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise QScoreError("device 'mps': torch finds no Apple GPU; use --device cpu")
+    if precision not in PRECISIONS:
+        raise QScoreError(
+            f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}{nearest(precision, PRECISIONS)}"
+        )
+    if devices < 1 or accumulate < 1:
+        raise QScoreError(f"devices, accumulate: expected at least 1, got {devices}, {accumulate}")
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count()))
