@@ -21,12 +21,15 @@ _ROOMS = {
     "scan": "kernels",
     "score": "scoring",
 }
+_NEED_TORCH = {"embedding", "encoders", "ssl"}
 __all__ = ["__version__", *sorted(_ROOMS)]
 
 
 def __getattr__(name: str) -> object:
     if name not in _ROOMS:
         raise AttributeError(f"module 'qscore' has no attribute {name!r}")
+    if _ROOMS[name] in _NEED_TORCH:
+        importlib.import_module("qscore._validate").require("torch", "vision")
     return getattr(importlib.import_module(f"qscore.{_ROOMS[name]}"), name)
 
 

@@ -24,7 +24,7 @@ __all__ = ["embed", "pick_device"]
 
 SHARD_ROWS = 8192
 WORKERS_FROM = 4096  # fewer images are decoded sooner than worker processes start
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
 
 
 def embed(
@@ -35,7 +35,7 @@ def embed(
     batch_size: int = 256,
     device: str = "auto",
     workers: int | None = None,
-    precision: str = "32",
+    precision: str = "32-true",
     overwrite: bool = False,
 ) -> Path:
     """Write the representation of every image to an embedding table.
@@ -55,7 +55,7 @@ def embed(
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` takes a GPU where there is one.
     workers : int, optional
         Processes that decode images, >= 0; by default as many as there are cores, and none for small sources.
-    precision : {"32", "bf16", "16"}, default="32"
+    precision : {"32-true", "bf16-mixed", "16-mixed"}, default="32-true"
         Arithmetic of the forward pass; the table is float32 in any case.
     overwrite : bool, default=False
         Replace a table of other images, another encoder or other settings.

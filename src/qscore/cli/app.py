@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from qscore import __version__
-from qscore._validate import QScoreError, require
+from qscore._validate import QScoreError, nearest, require
 from qscore.cli.verb import Outcome, verb
 
 __all__ = ["app", "main"]
@@ -27,7 +27,9 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.", show_default="by the source")]
-Precision = Annotated[Literal["32", "bf16", "16"], typer.Option(help="Arithmetic of the network.")]
+Precision = Annotated[
+    Literal["32-true", "bf16-mixed", "16-mixed"], typer.Option(help="Arithmetic of the network, in Lightning's names.")
+]
 Images = Annotated[str, typer.Argument(help="A folder of images, .npz archives (a glob in quotes), or 'digits'.")]
 
 
@@ -51,6 +53,7 @@ def _options(
 def demo(
     out: Annotated[Path, typer.Option(help="Run directory to write.")] = Path("qscore-demo"),
     seed: Seed = 0,
+    overwrite: Overwrite = False,
 ) -> Outcome:
     """Show the whole story on real images in under two minutes: train, embed, score, evaluate, report.
 
@@ -59,11 +62,8 @@ def demo(
     require("torch", "vision")
     from qscore.study import demo as run
 
-    result = run(out, seed=seed)
-    return Outcome(
-        {"report": str(result.report), "metrics": result.metrics},
-        [*_verdict(result.metrics), f"Report: {result.report.resolve()}"],
-    )
+    report, metrics = run(out, seed=seed, overwrite=overwrite)
+    return Outcome({"report": str(report), "metrics": metrics}, [*_verdict(metrics), f"Report: {report.resolve()}"])
 
 
 @app.command()
@@ -87,7 +87,7 @@ def pretrain(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
-    precision: Precision = "32",
+    precision: Precision = "32-true",
     overwrite: Overwrite = False,
 ) -> Outcome:
     """Train an encoder on unlabeled images; the same command continues a run that was interrupted.
@@ -95,8 +95,12 @@ def pretrain(
     Example:  qscore pretrain simclr --images 'data/train-*.npz' --out encoders/simclr --epochs 20
     """
     require("lightning", "vision")
+    from qscore.ssl import METHODS, parse_overrides
     from qscore.ssl import pretrain as run
 
+    if method not in METHODS:
+        raise QScoreError(f"method {method!r}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    overrides = parse_overrides(settings or [], METHODS[method].recipes["imagenet"])
     result = run(
         method,
         images,
@@ -104,7 +108,7 @@ def pretrain(
         backbone=backbone,
         recipe=recipe,
         epochs=epochs,
-        overrides=settings or [],
+        overrides=overrides,
         seed=seed,
         device=device,
         precision=precision,
@@ -122,7 +126,7 @@ def embed(
     batch_size: BatchSize = 256,
     device: Device = "auto",
     workers: Workers = None,
-    precision: Precision = "32",
+    precision: Precision = "32-true",
     overwrite: Overwrite = False,
 ) -> Outcome:
     """Write the representation of every image to an embedding table.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from qscore import __version__
+from qscore._files import atomic_path
 from qscore._validate import QScoreError
 from qscore.encoders.backbones import build_backbone, resolve_name
 from qscore.encoders.encoder import Encoder, Source
@@ -90,12 +90,10 @@ def save_encoder(
         raise QScoreError(f"extra: expected values that JSON can hold: {error}") from error
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
     folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / READABLE, (json.dumps(record, indent=2) + "\n").encode())
-        _write(folder / WEIGHTS, save(tensors, metadata={METADATA_KEY: text}))
-    except OSError as error:
-        raise QScoreError(f"{folder}: cannot write the encoder: {error.strerror or error}") from error
+    with atomic_path(folder / READABLE) as file:
+        file.write_text(json.dumps(record, indent=2) + "\n")
+    with atomic_path(folder / WEIGHTS) as file:
+        file.write_bytes(save(tensors, metadata={METADATA_KEY: text}))
     return folder / WEIGHTS
 
 
@@ -171,15 +169,3 @@ def _check_fit(tensors: Mapping[str, Tensor], backbone: nn.Module, name: str, ar
 def _describe(tensor: Tensor) -> str:
     kind = "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
     return f"{kind} values of shape {tuple(tensor.shape)}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,5 @@
+"""``python -m qscore``."""
+
+from qscore.cli import main
+
+main()

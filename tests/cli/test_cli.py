@@ -1,0 +1,100 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from qscore.images import open_images
+
+
+def qscore(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "qscore", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture
+def matrix(tmp_path, relu_table):
+    np.save(tmp_path / "e.npy", relu_table)
+    return tmp_path / "e.npy"
+
+
+@pytest.mark.parametrize("verb", ["demo", "pretrain", "embed", "score", "evaluate", "report"])
+def test_every_verb_has_help_with_an_example(verb):
+    done = qscore(verb, "--help")
+    assert done.returncode == 0
+    assert f"qscore {verb}" in done.stdout.split("Example:")[1]
+
+
+def test_score_prints_a_summary_or_json(tmp_path, matrix):
+    done = qscore("score", matrix, "--out", tmp_path / "s.parquet", "--epsilon", "auto")
+    assert done.returncode == 0 and "200 (0 invalid, 0 constant)" in done.stdout
+    done = qscore("score", matrix, "--out", tmp_path / "t.parquet", "--epsilon", "3", "--json")
+    data = json.loads(done.stdout)
+    assert data["n"] == 200 and data["epsilon"] == 3.0 and done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "nowhere.npy", "--out", "s.parquet"], "error: nowhere.npy: no such file or folder"),
+        (
+            ["score", "e.npy", "--out", "s.parquet", "--epsilon", "much"],
+            "expected a positive number or 'auto', got 'much'",
+        ),
+        (["score", "e.npy", "--out", "s.parquet", "--epsilon", "9"], "with 64 features no value lies more than"),
+        (["evaluate", "nowhere.parquet", "--embeddings", "e.npy"], "nowhere.parquet: no such file"),
+        (["report", "nowhere"], "nowhere: no such run directory"),
+        (["embed", "nowhere", "--encoder", "x", "--out", "out"], "nowhere"),
+        (["embed", "digits", "--encoder", "nowhere", "--out", "out"], "nowhere"),
+        (["pretrain", "simclrr", "--images", "digits", "--out", "out"], "did you mean 'simclr'"),
+    ],
+)
+def test_bad_input_is_one_line_exit_1_and_nothing_half_written(tmp_path, matrix, arguments, message):
+    done = qscore(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = qscore("report", tmp_path / "nowhere", "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["score"], ["scor"], ["score", "e.npy", "--out", "s", "--threads", "0"]])
+def test_bad_usage_is_exit_2(arguments):
+    done = qscore(*arguments)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_version():
+    assert qscore("--version").stdout.startswith("qscore 0.")
+
+
+def test_the_chain_from_images_to_report(tmp_path, data_folder):
+    assert len(open_images(str(data_folder / "cifar10" / "test.npz"))) == 10_000
+    train, test = tmp_path / "train", tmp_path / "test"
+    source = np.load(data_folder / "cifar10" / "test.npz")
+    for folder, rows in ((train, range(600)), (test, range(600, 1000))):
+        for i in rows:
+            name = source["class_names"][source["labels"][i]]
+            (folder / str(name)).mkdir(parents=True, exist_ok=True)
+            png = source["data"][source["offsets"][i] : source["offsets"][i + 1]].tobytes()
+            (folder / str(name) / f"{i}.png").write_bytes(png)
+    commands = [
+        ["pretrain", "simclr", "--images", "train", "--out", "enc", "--epochs", "1", "--backbone", "small:resnet10-8"],
+        ["embed", "train", "--encoder", "enc", "--out", "train-embeddings"],
+        ["embed", "test", "--encoder", "enc", "--out", "run/embeddings"],
+        ["score", "train-embeddings", "--out", "train-scores.parquet", "--epsilon", "auto"],
+        ["score", "run/embeddings", "--out", "run/scores.parquet", "--features", "train-scores.features.parquet"],
+        ["evaluate", "run/scores.parquet", "--embeddings", "run/embeddings", "--train-embeddings", "train-embeddings"],
+        ["report", "run"],
+    ]
+    for command in commands:
+        done = qscore(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["n"] == 400
+    assert (tmp_path / "run" / "report.html").stat().st_size > 500_000

@@ -1,0 +1,99 @@
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from qscore import QScoreError, evaluate_scores, score
+from qscore.report import write_report
+from qscore.tables import write_shard
+
+
+@pytest.fixture
+def run_dir(tmp_path, rng):
+    """A run of 300 rows over ten classes, with pictures, and mistakes where the class feature is faint."""
+    run = tmp_path / "my <run>"
+    run.mkdir()
+    labels = rng.integers(0, 10, 300)
+    H = rng.gamma(0.3, 0.1, size=(300, 60)).astype(np.float32)
+    shown = np.where(rng.random(300) < 0.2, rng.integers(0, 10, 300), labels)
+    H[np.arange(300), 30 + 2 * shown] += rng.uniform(2, 3, 300)
+    for i in range(300):
+        Image.new("RGB", (8, 8), (i % 256, 40, 90)).save(run / f"{i}.png")
+    columns = {
+        "id": pa.array([f"<image {i}>" for i in range(300)]),
+        "label": pa.array([f"class <{k}>" for k in labels]),
+        "path": pa.array([str(run / f"{i}.png") for i in range(300)]),
+    }
+    write_shard(run / "embeddings" / "part-00000.parquet", H, columns, {})
+    score(run / "embeddings", run / "scores.parquet", epsilon="auto")
+    return run
+
+
+def test_the_report_needs_nothing_else_and_says_the_verdict(run_dir):
+    metrics = evaluate_scores(run_dir / "scores.parquet", run_dir / "embeddings", resamples=50)
+    html = write_report(run_dir).read_text()
+    without_script = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", without_script)
+    assert "@import" not in without_script and "url(" not in without_script
+    for sentence in metrics["sentences"]:
+        assert sentence.replace("'", "&#39;") in html
+    assert without_script.count("<figure") == 40 and without_script.count("data:image/png;base64,") == 40
+    assert "class &lt;3&gt;" in html and "<image 3>" not in html
+    for title in ("Q of the scored rows", "Activation rate A of each feature", "Errors among the rows kept, by score"):
+        assert title in html
+    with Image.open(run_dir / "overview.png") as image:
+        assert image.width > 1000
+
+
+def test_a_run_without_labels_or_pictures_has_a_report_too(run_dir):
+    for path in run_dir.glob("*.png"):
+        path.unlink()
+    html = write_report(run_dir).read_text()
+    assert "Verdict" not in html and html.count('<span class="gone">') == 40
+    assert "Errors among the rows kept" not in html
+
+
+def test_lowest_and_highest_rows_are_the_extremes_of_q(run_dir):
+    import pyarrow.parquet as pq
+
+    html = write_report(run_dir).read_text()
+    table = pq.read_table(run_dir / "scores.parquet")
+    order = np.argsort(table["q_score"].to_numpy(), kind="stable")
+    ids = np.array([f"&lt;image {i}&gt;" for i in range(300)])
+    shown = re.findall(r'<figure class="" title="([^"]*)"', html)
+    assert shown == [*ids[order[:20]], *ids[order[::-1][:20]]]
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(QScoreError, match="no such run directory"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(QScoreError, match="no scores.parquet in this directory"):
+        write_report(tmp_path)
+
+
+@pytest.mark.browser
+def test_the_charts_are_drawn_in_a_browser_without_a_network(run_dir, tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium or google-chrome on the PATH")
+    evaluate_scores(run_dir / "scores.parquet", run_dir / "embeddings", resamples=50)
+    report = shutil.copy(write_report(run_dir), tmp_path / "report.html")
+    dom = subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000"),
+            *("--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", report.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    drawn = re.findall(r'<div id="chart-(\w+)"[^>]*class="[^"]*vega-embed', dom)
+    assert drawn == ["q", "activation", "risk"]
+    assert len(re.findall(r"<(svg|canvas)[^>]*class=.marks", dom)) == 3
+    assert json.loads((run_dir / "metrics.json").read_text())["sentences"][0] in dom

@@ -1,0 +1,143 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from qscore import QScoreError, embed, embedding
+from qscore.encoders import Encoder, Preprocessing, Source, build_backbone
+from qscore.images import open_images, subset
+from qscore.tables import open_embeddings
+
+
+def make_encoder(seed=0, name="small:resnet10-4"):
+    torch.manual_seed(seed)
+    preprocessing = Preprocessing(resize=8, crop=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Encoder(build_backbone(name), Source("test", name, preprocessing))
+
+
+@pytest.fixture
+def encoder():
+    return make_encoder()
+
+
+@pytest.fixture
+def digits():
+    return subset(open_images("digits"), range(100))
+
+
+def table_bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_rows_are_the_encoders_output_with_ids_labels_and_paths(tmp_path, encoder, digits):
+    table = open_embeddings(embed(digits, encoder, tmp_path / "e", batch_size=32))
+    batch = table.read()
+    with torch.no_grad():
+        expected = encoder(torch.stack([encoder.preprocess(digits.image(i)) for i in range(100)]))
+    np.testing.assert_allclose(batch.embedding, expected, atol=2e-6)
+    records = [digits.record(i) for i in range(100)]
+    assert batch.columns["id"].to_pylist() == [r.id for r in records]
+    assert batch.columns["path"].to_pylist() == [r.path for r in records]
+    assert batch.columns["label"].to_pylist() == [r.label for r in records]
+    assert table.record["nonnegative"] and table.record["encoder"]["architecture"] == "small:resnet10-4"
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, encoder, digits, monkeypatch):
+    monkeypatch.setattr(embedding, "SHARD_ROWS", 30)
+    embed(digits, encoder, tmp_path / "whole", batch_size=8)
+    forward, calls = encoder.backbone.forward, []
+
+    def dies_in_the_third_shard(x):
+        calls.append(len(x))
+        if sum(calls) > 70:
+            raise KeyboardInterrupt
+        return forward(x)
+
+    monkeypatch.setattr(encoder.backbone, "forward", dies_in_the_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        embed(digits, encoder, tmp_path / "broken", batch_size=8)
+    assert sorted(table_bytes(tmp_path / "broken")) == ["part-00000.parquet", "part-00001.parquet"]
+    with pytest.raises(QScoreError, match="60 of 100 rows are there"):
+        open_embeddings(tmp_path / "broken")
+    (tmp_path / "broken" / ".part-00002.parquet.0abc.tmp").write_bytes(b"half a shard")
+    calls.clear()
+    monkeypatch.setattr(encoder.backbone, "forward", lambda x: calls.append(len(x)) or forward(x))
+    embed(digits, encoder, tmp_path / "broken", batch_size=8)
+    assert sum(calls) == 40
+    assert table_bytes(tmp_path / "broken") == table_bytes(tmp_path / "whole")
+
+
+def test_a_finished_table_is_left_alone(tmp_path, encoder, digits, monkeypatch):
+    embed(digits, encoder, tmp_path / "e")
+    monkeypatch.setattr(encoder.backbone, "forward", lambda x: pytest.fail("computed again"))
+    embed(digits, encoder, tmp_path / "e")
+
+
+def test_worker_processes_give_the_same_table(tmp_path, encoder, digits):
+    embed(digits, encoder, tmp_path / "a")
+    embed(digits, encoder, tmp_path / "b", workers=2)
+    assert table_bytes(tmp_path / "a") == table_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize("change", ["encoder", "images", "batch_size", "precision"])
+def test_another_table_needs_overwrite(tmp_path, encoder, digits, change):
+    embed(digits, encoder, tmp_path / "e")
+    other = {
+        "encoder": {"encoder": make_encoder(seed=1)},
+        "images": {"images": subset(open_images("digits"), range(50))},
+        "batch_size": {"batch_size": 7},
+        "precision": {"precision": "bf16-mixed"},
+    }[change]
+    arguments = {"images": digits, "encoder": encoder, "out": tmp_path / "e", **other}
+    with pytest.raises(QScoreError, match="other images, another encoder or other settings.*--overwrite"):
+        embed(**arguments)
+    embed(**arguments, overwrite=True)
+    assert len(open_embeddings(tmp_path / "e")) == len(arguments["images"])
+
+
+def test_a_folder_with_other_files_is_never_touched(tmp_path, encoder, digits):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(QScoreError, match=r"holds other files \(notes.txt\)"):
+        embed(digits, encoder, tmp_path, overwrite=True)
+    with pytest.raises(QScoreError, match="is no folder"):
+        embed(digits, encoder, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_and_whole_shards_stay(tmp_path, encoder, monkeypatch, workers):
+    monkeypatch.setattr(embedding, "SHARD_ROWS", 4)
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(6):
+        Image.new("RGB", (8, 8), (i, i, i)).save(images / f"{i}.png")
+    (images / "5.png").write_bytes((images / "5.png").read_bytes()[:40])
+    with pytest.raises(QScoreError, match=r"5\.png") as caught:
+        embed(images, encoder, tmp_path / "e", workers=workers)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["part-00000.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size >= 1"),
+        ({"workers": -1}, "workers >= 0"),
+        ({"precision": "fp8"}, "precision: expected one of 32-true, bf16-mixed, 16-mixed, got 'fp8'"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+        ({"device": "quantum"}, "device 'quantum' cannot be used here"),
+    ],
+)
+def test_bad_arguments_leave_nothing_behind(tmp_path, encoder, digits, arguments, message):
+    with pytest.raises(QScoreError, match=message):
+        embed(digits, encoder, tmp_path / "e", **arguments)
+    assert not (tmp_path / "e").exists()
+
+
+def test_plain_pages_for_embeddings(tmp_path, encoder, digits):
+    embed(digits, encoder, tmp_path / "e")
+    metadata = pq.read_metadata(tmp_path / "e" / "part-00000.parquet")
+    columns = [metadata.row_group(0).column(k) for k in range(metadata.num_columns)]
+    (embedding_column,) = [c for c in columns if c.path_in_schema.startswith("embedding")]
+    assert embedding_column.compression == "UNCOMPRESSED" and not embedding_column.has_dictionary_page
