@@ -14,6 +14,7 @@ __all__ = ["activation_chart", "overview", "q_chart", "risk_chart"]
 
 BINS = 40
 POINTS = 400
+LEAST_COVERAGE = 0.05  # below it a handful of rows decides, and the curves are noise
 OUTCOMES = {"correct": "#4477aa", "wrong": "#cc6677", "all rows": "#4477aa"}
 SHOWN = {
     "q_score": ("#cc3311", [1, 0]),
@@ -94,7 +95,8 @@ def risk_chart(evaluation: pa.Table) -> Any:
     rows = []
     for score in shown:
         coverage, risk = risk_coverage(evaluation.column(score.name).to_numpy().astype(np.float64), correct)
-        kept = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), POINTS)).astype(int))
+        first = int(LEAST_COVERAGE * len(risk))
+        kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), POINTS)).astype(int))
         rows += [{"coverage": float(coverage[k]), "risk": float(risk[k]), "score": score.title} for k in kept]
     titles = [score.title for score in shown]
     colors, dashes = zip(*(SHOWN[score.name] for score in shown), strict=True)
