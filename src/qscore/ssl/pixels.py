@@ -42,7 +42,7 @@ def load_pixels(source: ImageSource, size: int, workers: int) -> UInt8[Tensor, "
     if needed > MEMORY_LIMIT:
         raise QScoreError(
             f"{source.name}: {len(source):,} images of {size} x {size} pixels take {needed / 2**30:,.1f} GiB, "
-            f"but at most {MEMORY_LIMIT / 2**30:g} GiB are held in memory; train on fewer images, or with a smaller image size"
+            f"but at most {MEMORY_LIMIT / 2**30:g} GiB are held in memory; train on fewer or smaller images"
         )
     prepare = Preprocessing(crop=size, resize=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

@@ -32,27 +32,38 @@ class RunFolder:
         self.weights = path / "encoder.safetensors"
         self.logs = path / "logs"
 
-    def claim(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Make the folder this training's own.
+    def check(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse a folder that holds anything but this training.
 
         Parameters
         ----------
         record : mapping
             All that decides the result, as JSON holds it.
         overwrite : bool
-            Whether another training found there is removed.
+            Whether all is accepted: `begin` will remove what another training left there.
 
         Raises
         ------
         QScoreError
-            If the folder holds another training, with what differs, or anything else.
+            Naming what differs.
         """
         if overwrite:
-            self._clear()
-        elif self.record_file.exists():
+            return
+        if self.record_file.exists():
             self._compare(record)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise QScoreError(f"{self.path} exists and is not empty; name another folder, or use it with --overwrite")
+
+    def begin(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder this training's own.
+
+        Raises
+        ------
+        QScoreError
+            If it cannot be written.
+        """
+        if overwrite:
+            self._clear()
         if not self.record_file.exists():
             with atomic_path(self.record_file) as file:
                 file.write_text(json.dumps(record, indent=2) + "\n")

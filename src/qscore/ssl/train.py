@@ -17,10 +17,10 @@ from qscore._validate import QScoreError, nearest
 from qscore.encoders import Preprocessing, build_backbone, measure_output, save_encoder
 from qscore.images import ImageSource, open_images
 from qscore.images.augment import Augmenter
-from qscore.ssl.methods import METHODS, Method
+from qscore.ssl.methods import METHODS, Method, TrainingConfig
 from qscore.ssl.optim import build_optimizer, learning_rate_factor
 from qscore.ssl.pixels import Triple, batch_rows, channel_statistics, load_pixels, mixed_seed
-from qscore.ssl.recipes import Plan, make_plan
+from qscore.ssl.recipes import make_plan
 from qscore.ssl.run import RunFolder
 from qscore.ssl.watch import AtomicCheckpoints, Interrupted, Watch, hold_interrupts, quiet_lightning
 
@@ -100,7 +100,7 @@ def pretrain(
     KeyboardInterrupt
         After Ctrl-C, with all that was done in ``last.ckpt``.
     """
-    _check_arguments(seed, device, devices, precision, accumulate)
+    _check_arguments(seed, device, devices, precision, accumulate, workers)
     source = open_images(images)
     plan = make_plan(
         method,
@@ -120,17 +120,20 @@ def pretrain(
         "precision": precision,
         "accumulate": accumulate,
     }
-    rank_zero_only(folder.claim)(record, overwrite=overwrite)
-    if folder.weights.exists():
-        log.info("%s holds this training, finished", folder.path)
-        return folder.weights
-    pixels = load_pixels(source, plan.image_size, workers or min(os.cpu_count() or 1, 8))
-    mean, std = channel_statistics(pixels)
-    with torch.random.fork_rng(_cuda_devices()):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(mixed_seed(seed))
         network = build_backbone(plan.backbone)
-        training = Training(network, plan, pixels, mean, std, seed=seed, parts=devices * accumulate)
-        _fit(training, folder, device, devices, precision, accumulate)
+        dim, _ = measure_output(network, plan.image_size)
+        rank_zero_only(folder.check)(record, overwrite=overwrite)
+        if folder.weights.exists() and not overwrite:
+            log.info("%s holds this training, finished", folder.path)
+            return folder.weights
+        pixels = load_pixels(source, plan.image_size, workers or min(os.cpu_count() or 1, 8))
+        mean, std = channel_statistics(pixels)
+        method_module = METHODS[method].build(network, dim, plan.config)
+        training = Training(method_module, plan.config, pixels, mean, std, seed=seed, parts=devices * accumulate)
+        rank_zero_only(folder.begin)(record, overwrite=overwrite)
+        _fit(training, folder, f"pretrain {method}", device, devices, precision, accumulate)
     preprocessing = Preprocessing(crop=plan.image_size, resize=plan.image_size, mean=mean, std=std)
     rank_zero_only(save_encoder)(
         folder.path, plan.backbone, network.state_dict(), preprocessing, method=method, extra=record
@@ -144,10 +147,10 @@ class Training(LightningModule):
 
     Parameters
     ----------
-    backbone : nn.Module
-        The encoder; trained in place.
-    plan : Plan
-        Method and settings.
+    method : Method
+        What is trained, in place.
+    config : TrainingConfig
+        How.
     pixels : Tensor
         Images, (n, 3, size, size), uint8.
     mean, std : tuple of three floats
@@ -159,18 +162,25 @@ class Training(LightningModule):
     """
 
     def __init__(
-        self, backbone: nn.Module, plan: Plan, pixels: Tensor, mean: Triple, std: Triple, *, seed: int, parts: int
+        self,
+        method: Method,
+        config: TrainingConfig,
+        pixels: Tensor,
+        mean: Triple,
+        std: Triple,
+        *,
+        seed: int,
+        parts: int,
     ) -> None:
         super().__init__()
-        self.plan = plan
+        self.method = method
+        self.config = config
         self.pixels = pixels
         self.seed = seed
-        self.micro_batch = plan.config.batch_size // parts
-        dim, _ = measure_output(backbone, plan.image_size)
-        self.method: Method = METHODS[plan.method].build(backbone, dim, plan.config)
-        self.augmenters = nn.ModuleList(Augmenter(view, mean, std) for view in self.method.views)
-        self.steps_per_epoch = len(pixels) // plan.config.batch_size
-        self.total_steps = plan.config.epochs * self.steps_per_epoch
+        self.micro_batch = config.batch_size // parts
+        self.augmenters = nn.ModuleList(Augmenter(view, mean, std) for view in method.views)
+        self.steps_per_epoch = len(pixels) // config.batch_size
+        self.total_steps = config.epochs * self.steps_per_epoch
 
     def on_fit_start(self) -> None:
         """Move the images to the device once."""
@@ -197,12 +207,12 @@ class Training(LightningModule):
         super().optimizer_step(*args, **kwargs)
         after_step = getattr(self.method, "after_step", None)
         if after_step is not None:
-            after_step(self.trainer.global_step, self.total_steps)
+            after_step(self.trainer.global_step + 1, self.total_steps)  # Lightning counts this step later
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule by step."""
-        optimizer = build_optimizer(self, self.plan.config)
-        warmup = round(self.plan.config.warmup_epochs * self.steps_per_epoch)
+        optimizer = build_optimizer(self, self.config)
+        warmup = int(self.config.warmup_epochs * self.steps_per_epoch)  # rounded down: a step of decay remains
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, self.total_steps, warmup)
         )
@@ -230,17 +240,25 @@ class MicroBatches:
         """Take nothing back."""
 
 
-def _fit(training: Training, folder: RunFolder, device: str, devices: int, precision: str, accumulate: int) -> None:
+def _fit(
+    training: Training,
+    folder: RunFolder,
+    description: str,
+    device: str,
+    devices: int,
+    precision: str,
+    accumulate: int,
+) -> None:
     done = folder.steps_done()
     if done:
         log.info("resuming at step %d of %d", done, training.total_steps)
     csv = CSVLogger(folder.path, name="logs")
-    batch = training.plan.config.batch_size
+    batch = training.config.batch_size
     total = training.total_steps * batch
     with (
         quiet_lightning(),
         hold_interrupts() as interrupted,
-        progress(f"pretrain {training.plan.method}", total, "images", start=done * batch) as advance,
+        progress(description, total, "images", start=done * batch) as advance,
     ):
         trainer = Trainer(
             accelerator=DEVICES[device],
@@ -249,7 +267,7 @@ def _fit(training: Training, folder: RunFolder, device: str, devices: int, preci
             sync_batchnorm=devices > 1 and torch.cuda.is_available() and device != "cpu",
             precision=precision,  # type: ignore[arg-type]
             accumulate_grad_batches=accumulate,
-            max_epochs=training.plan.config.epochs,
+            max_epochs=training.config.epochs,
             callbacks=[Watch(folder.checkpoint, batch, interrupted, advance)],
             plugins=[AtomicCheckpoints()],
             logger=[csv, TensorBoardLogger(folder.path, name="logs", version=csv.version)],
@@ -267,7 +285,9 @@ def _fit(training: Training, folder: RunFolder, device: str, devices: int, preci
             raise KeyboardInterrupt from None
 
 
-def _check_arguments(seed: int, device: str, devices: int, precision: str, accumulate: int) -> None:
+def _check_arguments(
+    seed: int, device: str, devices: int, precision: str, accumulate: int, workers: int | None
+) -> None:
     if seed < 0:
         raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")
     if device not in DEVICES:
@@ -282,7 +302,5 @@ def _check_arguments(seed: int, device: str, devices: int, precision: str, accum
         )
     if devices < 1 or accumulate < 1:
         raise QScoreError(f"devices, accumulate: expected at least 1, got {devices}, {accumulate}")
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count()))
+    if workers is not None and workers < 1:
+        raise QScoreError(f"workers: expected at least 1, got {workers}")
