@@ -28,7 +28,7 @@ __all__ = ["Training", "pretrain"]
 
 log = logging.getLogger(__name__)
 
-DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
@@ -76,7 +76,7 @@ def pretrain(
     seed : int
         At least 0; with it all that is random is fixed.
     device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     devices : int
         Processes to train with, each on a device of its own; the batch is divided among them.
     precision : str
@@ -100,7 +100,11 @@ def pretrain(
     KeyboardInterrupt
         After Ctrl-C, with all that was done in ``last.ckpt``.
     """
-    _check_arguments(seed, device, devices, precision, accumulate, workers)
+    if seed < 0:
+        raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")
+    if workers is not None and workers < 1:
+        raise QScoreError(f"workers: expected at least 1, got {workers}")
+    hardware = _hardware(device, devices, precision, accumulate)
     source = open_images(images)
     plan = make_plan(
         method,
@@ -113,13 +117,8 @@ def pretrain(
         parts=devices * accumulate,
     )
     folder = RunFolder(Path(out))
-    record = plan.to_json() | {
-        "images": source.fingerprint,
-        "seed": seed,
-        "devices": devices,
-        "precision": precision,
-        "accumulate": accumulate,
-    }
+    record = plan.to_json() | {"images": source.fingerprint, "seed": seed}
+    record |= {"devices": devices, "precision": precision, "accumulate": accumulate}
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(mixed_seed(seed))
         network = build_backbone(plan.backbone)
@@ -130,10 +129,11 @@ def pretrain(
             return folder.weights
         pixels = load_pixels(source, plan.image_size, workers or min(os.cpu_count() or 1, 8))
         mean, std = channel_statistics(pixels)
-        method_module = METHODS[method].build(network, dim, plan.config)
-        training = Training(method_module, plan.config, pixels, mean, std, seed=seed, parts=devices * accumulate)
+        module = METHODS[method].build(network, dim, plan.config)
+        training = Training(module, plan.config, pixels, mean, std, seed=seed, parts=devices * accumulate)
+        done = 0 if overwrite else folder.steps_done()
         rank_zero_only(folder.begin)(record, overwrite=overwrite)
-        _fit(training, folder, f"pretrain {method}", device, devices, precision, accumulate)
+        _fit(training, folder, f"pretrain {method}", done, hardware)
     preprocessing = Preprocessing(crop=plan.image_size, resize=plan.image_size, mean=mean, std=std)
     rank_zero_only(save_encoder)(
         folder.path, plan.backbone, network.state_dict(), preprocessing, method=method, extra=record
@@ -240,33 +240,18 @@ class MicroBatches:
         """Take nothing back."""
 
 
-def _fit(
-    training: Training,
-    folder: RunFolder,
-    description: str,
-    device: str,
-    devices: int,
-    precision: str,
-    accumulate: int,
-) -> None:
-    done = folder.steps_done()
+def _fit(training: Training, folder: RunFolder, description: str, done: int, hardware: Mapping[str, Any]) -> None:
     if done:
         log.info("resuming at step %d of %d", done, training.total_steps)
-    csv = CSVLogger(folder.path, name="logs")
     batch = training.config.batch_size
-    total = training.total_steps * batch
+    csv = CSVLogger(folder.path, name="logs")
     with (
         quiet_lightning(),
         hold_interrupts() as interrupted,
-        progress(description, total, "images", start=done * batch) as advance,
+        progress(description, training.total_steps * batch, "images", start=done * batch) as advance,
     ):
         trainer = Trainer(
-            accelerator=DEVICES[device],
-            devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
-            sync_batchnorm=devices > 1 and torch.cuda.is_available() and device != "cpu",
-            precision=precision,  # type: ignore[arg-type]
-            accumulate_grad_batches=accumulate,
+            **hardware,
             max_epochs=training.config.epochs,
             callbacks=[Watch(folder.checkpoint, batch, interrupted, advance)],
             plugins=[AtomicCheckpoints()],
@@ -280,27 +265,37 @@ def _fit(
         )
         try:
             trainer.fit(training, ckpt_path=folder.checkpoint if done else None, weights_only=True)
-        except (Interrupted, SystemExit):  # Lightning turns a second Ctrl-C into an exit
+        except Interrupted:
             log.warning("stopped at step %d of %d; the same call continues", trainer.global_step, training.total_steps)
+            raise KeyboardInterrupt from None
+        except SystemExit:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
 
 
-def _check_arguments(
-    seed: int, device: str, devices: int, precision: str, accumulate: int, workers: int | None
-) -> None:
-    if seed < 0:
-        raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")
-    if device not in DEVICES:
-        raise QScoreError(f"device {device!r}: expected one of {', '.join(DEVICES)}{nearest(device, DEVICES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise QScoreError("device 'cuda': torch finds no CUDA device; use --device cpu")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise QScoreError("device 'mps': torch finds no Apple GPU; use --device cpu")
+def _hardware(device: str, devices: int, precision: str, accumulate: int) -> dict[str, Any]:
+    """Return the arguments of Lightning's trainer that say what to run on, and how."""
+    kind, colon, number = device.partition(":")
+    if kind not in ACCELERATORS or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise QScoreError(
+            f"device {device!r}: expected one of {', '.join(ACCELERATORS)}, cuda:1{nearest(device, ACCELERATORS)}"
+        )
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise QScoreError(f"device {device!r}: torch finds {torch.cuda.device_count()} CUDA devices; try 'cpu'")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise QScoreError("device 'mps': torch finds no Apple GPU; try 'cpu'")
     if precision not in PRECISIONS:
         raise QScoreError(
             f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}{nearest(precision, PRECISIONS)}"
         )
-    if devices < 1 or accumulate < 1:
-        raise QScoreError(f"devices, accumulate: expected at least 1, got {devices}, {accumulate}")
-    if workers is not None and workers < 1:
-        raise QScoreError(f"workers: expected at least 1, got {workers}")
+    if devices < 1 or accumulate < 1 or (colon and devices > 1):
+        raise QScoreError(
+            f"devices, accumulate: expected at least 1, and one device if it is named, got {devices}, {accumulate}"
+        )
+    return {
+        "accelerator": ACCELERATORS[kind],
+        "devices": [int(number)] if colon else devices,
+        "strategy": "ddp" if devices > 1 else "auto",
+        "sync_batchnorm": devices > 1 and kind != "cpu" and torch.cuda.is_available(),  # it needs CUDA
+        "precision": precision,
+        "accumulate_grad_batches": accumulate,
+    }
