@@ -51,7 +51,7 @@ class Scan:
 
     @property
     def n_active(self) -> Int[np.ndarray, " n"]:
-        """|L_i| of each row."""
+        """Number of highly activating features of each row."""
         return np.diff(self.indptr)
 
     @property
@@ -84,7 +84,7 @@ class Scan:
         )
 
     def select(self, features: Any) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Return |L_i ∩ D| and the sum of deviations over it, for each row."""
+        """Return the size of L_i ∩ D and the sum of deviations over it, for each row."""
         chosen = np.zeros(len(self.counts), dtype=bool)
         chosen[np.asarray(features, dtype=np.int64)] = True
         kept = chosen[self.active]
