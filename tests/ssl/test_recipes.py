@@ -23,7 +23,7 @@ def digits():
 @pytest.mark.parametrize(
     ("n", "side", "recipe", "backbone"),
     [
-        (1000, 8, "small", "small:resnet10-16"),
+        (1000, 8, "small", "small:resnet10-16-r256"),
         (9_999, 300, "small", "torchvision:resnet18"),
         (10_000, 64, "cifar", "small:resnet18-64"),
         (10_000, 65, "imagenet", "torchvision:resnet50"),
@@ -37,8 +37,8 @@ def test_the_data_choose_recipe_and_backbone(n, side, recipe, backbone):
 def test_the_choice_is_told(digits, caplog):
     caplog.set_level(logging.INFO, "qscore.ssl")
     chosen = plan(digits)
-    assert (chosen.recipe, chosen.backbone, chosen.image_size) == ("small", "small:resnet10-16", 8)
-    assert "simclr on 1,797 images of 8 pixels: recipe small, backbone small:resnet10-16" in caplog.text
+    assert (chosen.recipe, chosen.backbone, chosen.image_size) == ("small", "small:resnet10-16-r256", 8)
+    assert "simclr on 1,797 images of 8 pixels: recipe small, backbone small:resnet10-16-r256" in caplog.text
 
 
 def test_the_typical_side_is_the_median_of_the_shorter_ones(tmp_path):

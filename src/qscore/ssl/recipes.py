@@ -116,7 +116,7 @@ def choose_recipe(n: int, side: int) -> str:
 def choose_backbone(recipe: str, image_size: int) -> str:
     """Return the backbone for a recipe and an image size in pixels."""
     if image_size <= LARGE_SIDE:
-        return "small:resnet10-16" if recipe == "small" else "small:resnet18-64"
+        return "small:resnet10-16-r256" if recipe == "small" else "small:resnet18-64"
     return "torchvision:resnet18" if recipe == "small" else "torchvision:resnet50"
 
 
