@@ -78,7 +78,8 @@ def test_the_chain_from_images_to_report(tmp_path, data_folder):
     assert len(open_images(str(data_folder / "cifar10" / "test.npz"))) == 10_000
     train, test = tmp_path / "train", tmp_path / "test"
     source = np.load(data_folder / "cifar10" / "test.npz")
-    for folder, rows in ((train, range(600)), (test, range(600, 1000))):
+    rows = np.random.default_rng(0).permutation(10_000)
+    for folder, rows in ((train, rows[:600]), (test, rows[600:1000])):
         for i in rows:
             name = source["class_names"][source["labels"][i]]
             (folder / str(name)).mkdir(parents=True, exist_ok=True)
