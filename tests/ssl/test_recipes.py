@@ -24,9 +24,9 @@ def digits():
     ("n", "side", "recipe", "backbone"),
     [
         (1000, 8, "small", "small:resnet10-16-r256"),
-        (9_999, 300, "small", "torchvision:resnet18"),
-        (10_000, 64, "cifar", "small:resnet18-64"),
-        (10_000, 65, "imagenet", "torchvision:resnet50"),
+        (49_999, 300, "small", "torchvision:resnet18"),
+        (50_000, 64, "cifar", "small:resnet18-64"),
+        (50_000, 65, "imagenet", "torchvision:resnet50"),
     ],
 )
 def test_the_data_choose_recipe_and_backbone(n, side, recipe, backbone):
