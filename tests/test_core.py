@@ -156,10 +156,10 @@ def test_meta_the_shape_checker_catches_a_wrong_shape():
 
 
 @backends
-@pytest.mark.parametrize("n", [1, 2, 9, 10])
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 1000])
 def test_robust_scaling_equals_the_naive_loop(rng, backend, n):
     H = np.round(rng.normal(size=(n + 1, 12)), 1) * 10.0 ** rng.integers(-3, 4, size=12)
-    H[:, 3] = 7.0  # constant: scale 0
+    H[:, 3] = 0.1  # constant: scale 0, whatever its sums round to
     H[:, 4], H[0, 4] = 1.0, 5.0  # MAD 0, standard deviation positive
     H[-1, 0] = np.inf
     center, scale = core.robust_scaling(backend(H))
@@ -172,3 +172,29 @@ def test_robust_scaling_equals_the_naive_loop(rng, backend, n):
     expected = [paper.apply_scaling(row, np.asarray(center), np.asarray(scale)) for row in H.tolist()]
     np.testing.assert_allclose(scaled, expected, rtol=1e-12)
     assert np.isnan(scaled[-1]).all()
+
+
+@backends
+def test_features_may_be_a_mask_and_nothing_odd(backend):
+    H = np.zeros((1, 26))
+    H[0, 7] = 4.0
+    expected = core.q_score(H, np.array([7]))
+    mask = backend(np.arange(26) == 7)
+    np.testing.assert_array_equal(np.asarray(core.q_score(backend(H), mask)), expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.array([-13]), "indices from 0 to 25, got -13 to -13"),
+        (np.array([25, 26]), "indices from 0 to 25, got 25 to 26"),
+        (np.array([7.9]), "an array of indices, or a mask of 26 booleans; got float64"),
+        (np.ones(25, dtype=bool), "a mask of 26 booleans; got bool of shape"),
+    ],
+)
+def test_features_out_of_range_are_refused(features, message):
+    from qscore.kernels import scan
+
+    found = scan(np.random.default_rng(0).random((3, 26)), 1.0)
+    with pytest.raises(ValueError, match=message):
+        found.q_score(features)

@@ -27,7 +27,7 @@ def digits():
 
 
 def table_bytes(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_rows_are_the_encoders_output_with_ids_labels_and_paths(tmp_path, encoder, digits):
@@ -141,3 +141,18 @@ def test_plain_pages_for_embeddings(tmp_path, encoder, digits):
     columns = [metadata.row_group(0).column(k) for k in range(metadata.num_columns)]
     (embedding_column,) = [c for c in columns if c.path_in_schema.startswith("embedding")]
     assert embedding_column.compression == "UNCOMPRESSED" and not embedding_column.has_dictionary_page
+
+
+def test_a_table_to_be_replaced_stays_until_its_successor_is_whole(tmp_path, encoder, digits, monkeypatch):
+    embed(digits, encoder, tmp_path / "e")
+    before = table_bytes(tmp_path / "e")
+    other = make_encoder(seed=1)
+    forward = other.backbone.forward
+    monkeypatch.setattr(other.backbone, "forward", lambda x: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embed(digits, other, tmp_path / "e", overwrite=True)
+    assert {name: data for name, data in table_bytes(tmp_path / "e").items()} == before
+    monkeypatch.setattr(other.backbone, "forward", forward)
+    embed(digits, other, tmp_path / "e", overwrite=True)
+    embed(digits, other, tmp_path / "whole")
+    assert table_bytes(tmp_path / "e") == table_bytes(tmp_path / "whole")

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qscore import QScoreError, core, score, scoring
+from qscore import QScoreError, QScorer, core, score
 from qscore.scoring import features_path, summarize_scores
-from qscore.tables import embeddings, read_features, read_scores, write_shard
+from qscore.tables import formats, read_features, read_scores, write_shard
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_tables_hold_what_the_paper_says(tmp_path, table, H, epsilon):
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000])
 def test_tables_do_not_depend_on_batches_or_threads(tmp_path, table, H, monkeypatch, batch_rows):
     score(table, tmp_path / "a.parquet", epsilon="auto")
-    monkeypatch.setattr(embeddings, "BATCH_BYTES", batch_rows * 64 * 4)
+    monkeypatch.setattr(formats, "BATCH_BYTES", batch_rows * 64 * 4)
     score(table, tmp_path / "b.parquet", epsilon="auto", threads=3)
     a, b = (read_scores(tmp_path / name)[0] for name in ("a.parquet", "b.parquet"))
     assert a.schema == b.schema
@@ -95,14 +95,95 @@ def test_all_zero_and_all_invalid_tables(tmp_path):
     np.save(tmp_path / "zero.npy", np.zeros((5, 40)))
     summary = score(tmp_path / "zero.npy", tmp_path / "s.parquet")
     assert (summary.n_constant, summary.n_empty, summary.n_discriminative) == (5, 5, 0)
+    assert summary.coverage is None
     np.save(tmp_path / "nan.npy", np.full((5, 40), np.nan))
     summary = score(tmp_path / "nan.npy", tmp_path / "t.parquet")
     assert summary.n_invalid == 5 and "5 rows hold NaN or infinity" in summary.notes[-1]
 
 
-def test_negative_values_are_noted(tmp_path, rng):
-    np.save(tmp_path / "e.npy", rng.normal(size=(50, 40)))
-    assert "negative values" in score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=2).notes[0]
+def outlier_table(rng):
+    """Signed features, of which one fires in every row and swallows sigma; class evidence of either sign elsewhere."""
+    H = rng.normal(size=(400, 60))
+    H[:, 0] += 60.0
+    labels = rng.integers(0, 10, 400)
+    H[np.arange(400), 10 + labels] += 6.0
+    H[np.arange(400), 30 + labels] -= 6.0
+    return H
+
+
+def test_signed_tables_are_scaled_where_the_plain_score_finds_nothing(tmp_path, rng):
+    H = outlier_table(rng)
+    np.save(tmp_path / "e.npy", H)
+    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=3.0)
+    rows, record = read_scores(tmp_path / "s.parquet")
+    features, _ = read_features(features_path(tmp_path / "s.parquet"))
+    scorer = QScorer(epsilon=3.0).fit(H)
+    assert summary.signed and record["signed"] and summary.coverage > 0.8
+    np.testing.assert_allclose(rows["q_score"], scorer.score_samples(H), rtol=1e-6)
+    np.testing.assert_array_equal(features["scale"], scorer.scale_)
+    np.testing.assert_allclose(rows["mean"], H.mean(1), rtol=1e-6, atol=1e-6)
+    D = core.discriminative_features(core.activation_rates(H, 3.0))
+    assert not np.any(rows["q_score_plain"]) and not core.q_score(H, D, 3.0).any()
+
+    np.save(tmp_path / "new.npy", H[:9])
+    score(tmp_path / "new.npy", tmp_path / "n.parquet", features=features_path(tmp_path / "s.parquet"))
+    new, _ = read_scores(tmp_path / "n.parquet")
+    np.testing.assert_array_equal(new["q_score"], rows["q_score"].slice(0, 9))
+
+    summary = score(tmp_path / "e.npy", tmp_path / "off.parquet", epsilon=3.0, signed=False)
+    assert not summary.signed and "scored one-sided, as asked" in summary.notes[0]
+    assert "q_score_plain" not in read_scores(tmp_path / "off.parquet")[0].column_names
+
+
+def test_a_negative_value_in_an_invalid_row_does_not_make_a_table_signed(tmp_path, H):
+    H[5, 7] = -3.0
+    np.save(tmp_path / "e.npy", H)
+    assert not score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=3.0).signed
+
+
+def test_metadata_decides_about_signs(tmp_path, H):
+    write_shard(tmp_path / "e.parquet", H, {"id": pa.array([str(i) for i in range(200)])}, {"nonnegative": False})
+    assert score(tmp_path / "e.parquet", tmp_path / "s.parquet", epsilon=3.0).signed
+
+
+def test_unit_norm_is_named(tmp_path, relu_table):
+    np.save(tmp_path / "e.npy", relu_table / np.linalg.norm(relu_table, axis=1, keepdims=True))
+    assert "unit L2 norm" in score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=3.0).notes[0]
+
+
+@pytest.mark.parametrize("out", ["embeddings/s.parquet", "e.parquet", "fit.features.parquet"])
+def test_inputs_are_never_overwritten(tmp_path, table, H, out):
+    write_shard(tmp_path / "e.parquet", H, {"id": pa.array([str(i) for i in range(200)])}, {})
+    score(tmp_path / "e.parquet", tmp_path / "fit.parquet", epsilon=3.0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    source = table if out.startswith("embeddings") else tmp_path / "e.parquet"
+    features = features_path(tmp_path / "fit.parquet") if out.startswith("fit") else None
+    with pytest.raises(QScoreError, match="choose another"):
+        score(source, tmp_path / out, features=features, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+
+
+def test_duplicate_and_null_ids_are_refused(tmp_path, H):
+    write_shard(tmp_path / "e.parquet", H, {"id": pa.array([str(i % 150) for i in range(200)])}, {})
+    with pytest.raises(QScoreError, match="50 ids come more than once, the first in row 0"):
+        score(tmp_path / "e.parquet", tmp_path / "s.parquet")
+    write_shard(tmp_path / "f.parquet", H, {"id": pa.array([None, *map(str, range(199))])}, {})
+    with pytest.raises(QScoreError, match="1 ids are null"):
+        score(tmp_path / "f.parquet", tmp_path / "s.parquet")
+
+
+def test_tables_that_do_not_belong_together_are_refused(tmp_path, table):
+    score(table, tmp_path / "a.parquet", epsilon=3.0)
+    score(table, tmp_path / "b.parquet", epsilon=2.0)
+    features_path(tmp_path / "a.parquet").write_bytes(features_path(tmp_path / "b.parquet").read_bytes())
+    with pytest.raises(QScoreError, match="does not belong to .*a.parquet"):
+        summarize_scores(tmp_path / "a.parquet")
+
+
+def test_what_the_feature_table_settles_is_not_asked_twice(tmp_path, table):
+    score(table, tmp_path / "a.parquet", epsilon=3.0)
+    with pytest.raises(QScoreError, match="the feature table settles epsilon"):
+        score(table, tmp_path / "b.parquet", features=features_path(tmp_path / "a.parquet"), epsilon=2.0)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +228,8 @@ def test_an_existing_output_needs_overwrite(tmp_path, table):
 def test_a_failure_halfway_leaves_the_old_output(tmp_path, table, monkeypatch):
     score(table, tmp_path / "s.parquet", epsilon=3)
     before = {path: path.read_bytes() for path in tmp_path.glob("s.*")}
-    monkeypatch.setattr(
-        scoring, "_score_rows", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(sys.modules["qscore.scoring.score"], "_score_rows", lambda *a: (_ for _ in ()).throw(full))
     with pytest.raises(QScoreError, match="cannot write .*s.parquet: No space left on device"):
         score(table, tmp_path / "s.parquet", epsilon=2, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("s.*")} == before

@@ -1,15 +1,18 @@
 """Files that appear whole or not at all."""
 
 import hashlib
+import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from qscore._validate import QScoreError
 
-__all__ = ["atomic_path", "check_output", "sha256"]
+__all__ = ["atomic_path", "check_output", "sha256", "to_json"]
 
 
 @contextmanager
@@ -56,3 +59,16 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON in which NaN and infinity, which JSON has no word for, are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,11 +3,12 @@
 import difflib
 import importlib
 import math
+import numbers
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-__all__ = ["QScoreError", "check_band", "check_epsilon", "check_matrix", "nearest", "require"]
+__all__ = ["QScoreError", "check_band", "check_epsilon", "check_features", "check_matrix", "nearest", "require"]
 
 
 class QScoreError(ValueError):
@@ -54,7 +55,11 @@ def check_matrix(H: Any, *, name: str = "H") -> None:
         Naming the shape or the type that came.
     """
     shape = getattr(H, "shape", None)
-    if shape is None:
+    if shape is None or not hasattr(H, "dtype"):
+        if hasattr(H, "to_numpy"):
+            raise QScoreError(
+                f"{name}: expected an array of shape (n, r), got {type(H).__name__}; pass {name}.to_numpy()"
+            )
         raise QScoreError(f"{name}: expected a 2-D array of shape (n, r), got {type(H).__name__}")
     if len(shape) != 2:
         raise QScoreError(f"{name}: expected a 2-D array of shape (n, r), got shape {tuple(shape)}")
@@ -63,11 +68,32 @@ def check_matrix(H: Any, *, name: str = "H") -> None:
         raise QScoreError(f"{name}: expected at least one row, got shape {tuple(shape)}")
     if r < 2:
         raise QScoreError(f"{name}: expected at least 2 features, got shape {tuple(shape)}")
-    if "float" not in str(H.dtype):
+    if "float" not in str(getattr(H.dtype, "name", H.dtype)):
         raise QScoreError(f"{name}: expected floating-point values, got {H.dtype}; convert it to float32 first")
 
 
-def check_epsilon(epsilon: float, *, n_features: int | None = None) -> None:
+def check_features(features: Any, n_features: int) -> Any:
+    """Return feature indices, from indices or from a boolean mask over the features.
+
+    Raises
+    ------
+    QScoreError
+        If they are neither, or out of range.
+    """
+    kind, shape = str(getattr(features, "dtype", type(features).__name__)), tuple(getattr(features, "shape", ()))
+    if "bool" in kind and shape == (n_features,):
+        return features.nonzero()[0] if not hasattr(features, "is_cuda") else features.nonzero()[:, 0]
+    if "int" not in kind or len(shape) != 1:
+        raise QScoreError(
+            f"features: expected an array of indices, or a mask of {n_features} booleans; got {kind} of shape {shape}"
+        )
+    if shape[0] and (int(features.min()) < 0 or int(features.max()) >= n_features):
+        low, high = int(features.min()), int(features.max())
+        raise QScoreError(f"features: expected indices from 0 to {n_features - 1}, got {low} to {high}")
+    return features
+
+
+def check_epsilon(epsilon: Any, *, n_features: int | None = None) -> None:
     """Refuse an epsilon that is not positive, or that no value of a row of ``n_features`` can exceed.
 
     In a row of r values no z-score exceeds ``sqrt(r - 1)``, so ``r <= epsilon**2 + 1`` leaves every set of
@@ -78,7 +104,8 @@ def check_epsilon(epsilon: float, *, n_features: int | None = None) -> None:
     QScoreError
         Naming the bound, and the cure.
     """
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not math.isfinite(epsilon) or epsilon <= 0:
+    number = isinstance(epsilon, numbers.Real) and not isinstance(epsilon, bool)
+    if not number or not math.isfinite(epsilon) or epsilon <= 0:
         raise QScoreError(f"epsilon: expected a positive number, got {epsilon!r}")
     if n_features is not None and n_features <= epsilon**2 + 1:
         bound = math.sqrt(max(n_features - 1, 0))

@@ -3,6 +3,7 @@
 Kalibhat, Narang, Firooz, Sanjabi, Feizi: "Measuring Self-Supervised Representation Quality for Downstream
 Classification using Discriminative Features", AAAI 2024, arXiv 2203.01881. The symbols are the paper's:
 
+    epsilon        how many standard deviations above its row's mean a value must lie to count; 4 in the paper
     H      (n, r)  representations: row h_i is what the encoder gives for image i, before the projection head
     mu     (n,)    mean of row h_i over its r features
     sigma  (n,)    population standard deviation of row h_i over its r features
@@ -10,6 +11,7 @@ Classification using Discriminative Features", AAAI 2024, arXiv 2203.01881. The 
     A      (r,)    activation rate: the fraction of rows i with j in L_i
     D      (k,)    discriminative features: those whose rate ranks between the 50th and the 95th percentile
     Q      (n,)    mean of h_ij - mu_i over the features in both L_i and D
+    Z, Q1  (n,)    the score of the paper's first version
 
 Nothing here is fast and everything is exact: kernels, scorer and regulariser are tested against it. `two_sided`
 thresholds |h_ij - mu_i|, for signed representations. Rows with NaN or infinity are invalid and count nowhere.
@@ -21,7 +23,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 from jaxtyping import Bool, Float, Integer
 
-from qscore._validate import check_band, check_epsilon, check_matrix
+from qscore._validate import check_band, check_epsilon, check_features, check_matrix
 
 TIE_MARGIN = 1e-9  # k equal peaks among zeros lie exactly on the threshold for some k: ties stay out
 EPSILON_GRID = tuple(k / 10 for k in range(40, 14, -1))
@@ -149,7 +151,11 @@ def discriminative_features(
 
 
 def q_score(
-    H: Float[Any, "n r"], features: Integer[Any, " k"], epsilon: float = 4.0, *, two_sided: bool = False
+    H: Float[Any, "n r"],
+    features: Integer[Any, " k"] | Bool[Any, " r"],
+    epsilon: float = 4.0,
+    *,
+    two_sided: bool = False,
 ) -> Float[Any, " n"]:
     """Return Q: the mean of ``h_ij - mu_i`` over the features in both L_i and D, and 0 where there are none.
 
@@ -159,8 +165,8 @@ def q_score(
     ----------
     H : array or tensor, shape (n, r)
         Representations.
-    features : array or tensor of int, shape (k,)
-        D, as :func:`discriminative_features` returns it.
+    features : array or tensor of int, shape (k,), or of bool, shape (r,)
+        D, as :func:`discriminative_features` returns it, or a mask.
     epsilon : float, default=4.0
         Standard deviations above the row's mean, > 0.
     two_sided : bool, default=False
@@ -174,7 +180,7 @@ def q_score(
     Raises
     ------
     QScoreError
-        If H is not a 2-D floating-point array, or epsilon is not positive.
+        If H is not a 2-D floating-point array, features are not indices into it, or epsilon is not positive.
 
     Examples
     --------
@@ -186,8 +192,9 @@ def q_score(
     check_matrix(H)
     check_epsilon(epsilon)
     xp = array_namespace(H)
+    features = check_features(features, H.shape[1])
     in_D = xp.zeros(H.shape[1], dtype=xp.bool, device=device(H))
-    in_D[xp.asarray(features, dtype=xp.int64, device=device(H))] = True
+    in_D[xp.asarray(features, device=device(H))] = True
     scored = highly_activating(H, epsilon, two_sided=two_sided) & in_D[None, :]  # (n, r)
     deviation = deviations(H, two_sided=two_sided)
     total = xp.sum(xp.where(scored, deviation, xp.zeros_like(deviation)), axis=1)
@@ -218,7 +225,7 @@ def q_score_v1(H: Float[Any, "n r"]) -> Float[Any, " n"]:
     """
     check_matrix(H)
     xp = array_namespace(H)
-    z = z_score_v1(H)  # the scaling leaves it as it is
+    z = z_score_v1(H)  # scaling a row leaves its Z as it is, so Q1 = Z / (||h||_1 / ||h||_2)
     H = xp.astype(H, xp.float64)
     l1, l2 = xp.sum(xp.abs(H), axis=1), xp.linalg.vector_norm(H, axis=1)
     return z * l2 / xp.where(l1 > 0, l1, xp.ones_like(l1))
@@ -229,7 +236,7 @@ def automatic_epsilon(
 ) -> float:
     """Return the largest epsilon of the grid at which 95 % of the valid, non-constant rows keep a feature of D.
 
-    D is found anew at each of 4.0, 3.9, ..., 1.5; the answer is 1.5 where none will do.
+    D is found anew at each of 4.0, 3.9, ..., 1.5; the answer is 1.5 where none will do. Callers warn of that.
     """
     xp = array_namespace(H)
     _, sigma = moments(H)
@@ -254,7 +261,8 @@ def robust_scaling(H: Float[Any, "n r"]) -> tuple[Float[Any, " r"], Float[Any, "
     center = (ordered[low, :] + ordered[high, :]) / 2
     ordered = xp.sort(xp.abs(H - center), axis=0)
     mad = (ordered[low, :] + ordered[high, :]) / 2
-    return center, xp.where(mad > 0, MAD_TO_SIGMA * mad, xp.std(H, axis=0))
+    _, deviation = moments(xp.permute_dims(H, (1, 0)))
+    return center, xp.where(mad > 0, MAD_TO_SIGMA * mad, deviation)
 
 
 def apply_scaling(H: Float[Any, "n r"], center: Float[Any, " r"], scale: Float[Any, " r"]) -> Float[Any, "n r"]:

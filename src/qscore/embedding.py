@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def embed(
     target = pick_device(device)
     record = _record(source, encoder, batch_size, precision)
     out = Path(out)
-    done = _complete_shards(out, record, overwrite=overwrite)
+    folder, done = _working_folder(out, record, overwrite=overwrite)
 
     starts = range(done * SHARD_ROWS, len(source), SHARD_ROWS)
     batches = [
@@ -96,10 +97,16 @@ def embed(
             rows.append(h)
             advance(len(h))
             if sum(map(len, rows)) == min(SHARD_ROWS, len(source) - done * SHARD_ROWS):
-                start = done * SHARD_ROWS
-                write_shard(_shard_path(out, done), np.concatenate(rows), _columns(source, start, rows), record)
+                columns = _columns(source, done * SHARD_ROWS, rows)
+                write_shard(_shard_path(folder, done), np.concatenate(rows), columns, record)
                 rows, done = [], done + 1
-    open_embeddings(out)
+    open_embeddings(folder)
+    if folder != out:
+        for shard in _shards(out):
+            shard.unlink()
+        for shard in _shards(folder):
+            shard.replace(out / shard.name)
+        folder.rmdir()
     return out
 
 
@@ -196,29 +203,44 @@ def _shard_path(out: Path, k: int) -> Path:
     return out / f"part-{k:05d}.parquet"
 
 
-def _complete_shards(out: Path, record: dict[str, Any], *, overwrite: bool) -> int:
-    """Return how many leading shards of this very table are there; anything else is refused or, on demand, removed."""
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def _working_folder(out: Path, record: dict[str, Any], *, overwrite: bool) -> tuple[Path, int]:
+    """Return where to write, and how many leading shards of this very table are there already.
+
+    A table to be replaced stays until its successor, written to a hidden folder inside it, is whole.
+    """
     if not out.exists():
-        return 0
+        return out, 0
     if not out.is_dir():
         raise QScoreError(f"{out} exists and is no folder; choose another name")
-    for leftover in out.glob(".part-*.tmp"):
-        leftover.unlink()
-    shards = sorted(out.glob("part-*.parquet"))
-    strangers = sorted(path.name for path in out.iterdir() if path not in shards)
+    strangers = sorted(
+        path.name for path in out.iterdir() if not path.name.startswith(".") and path not in _shards(out)
+    )
     if strangers:
         raise QScoreError(f"{out} holds other files ({strangers[0]}); choose another folder")
-    for k, path in enumerate(shards):
-        if path != _shard_path(out, k) or _fingerprint(path) != record["fingerprint"]:
-            if not overwrite:
-                raise QScoreError(
-                    f"{out} holds a table of other images, another encoder or other settings; "
-                    "choose another folder, or replace it with --overwrite"
-                )
-            for shard in shards:
-                shard.unlink()
-            return 0
-    return len(shards)
+    for leftover in out.glob(".part-*.tmp"):
+        leftover.unlink()
+    if _belongs(out, record):
+        return out, len(_shards(out))
+    if not overwrite:
+        raise QScoreError(
+            f"{out} holds a table of other images, another encoder or other settings; "
+            "choose another folder, or replace it with --overwrite"
+        )
+    successor = out / ".successor"
+    if not _belongs(successor, record):
+        shutil.rmtree(successor, ignore_errors=True)
+    return successor, len(_shards(successor))
+
+
+def _belongs(folder: Path, record: dict[str, Any]) -> bool:
+    """Tell whether the shards of a folder are the first of this very table."""
+    shards = _shards(folder)
+    named = shards == [_shard_path(folder, k) for k in range(len(shards))]
+    return named and all(_fingerprint(path) == record["fingerprint"] for path in shards)
 
 
 def _fingerprint(path: Path) -> str | None:

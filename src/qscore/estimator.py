@@ -69,6 +69,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
     array([ 0. ,  9.5, 47.5])
     """
 
+    epsilon_: float
     center_: np.ndarray | None
     scale_: np.ndarray | None
 
@@ -123,15 +124,18 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
             As :meth:`fit`; also if epsilon is ``"auto"`` or ``signed`` is True.
         """
         self._check_parameters()
-        if self.epsilon == "auto" or self.signed is True:
-            name = "epsilon='auto'" if self.epsilon == "auto" else "signed=True"
+        automatic = isinstance(self.epsilon, str)
+        if automatic or (not isinstance(self.signed, str) and self.signed):
+            name = "epsilon='auto'" if automatic else "signed=True"
             raise QScoreError(f"partial_fit: {name} needs all rows at once; use fit")
         first = not hasattr(self, "counts_")
         X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2 if first else 1, reset=first)
-        if self.signed == "auto" and X.min() < 0:
+        if isinstance(self.signed, str) and X.min() < 0:
             warnings.warn("partial_fit: negative values are scored one-sided; use fit for signed tables", stacklevel=2)
-        if not first and self.center_ is not None:
-            raise QScoreError("partial_fit: cannot continue a fit that scales signed values; use fit")
+        if not first and (self.center_ is not None or self.epsilon_ != self.epsilon):
+            raise QScoreError(
+                "partial_fit: cannot continue a fit with another epsilon, or with signed scaling; use fit"
+            )
         if first:
             self.epsilon_, self.signed_, self.center_, self.scale_ = float(self.epsilon), False, None, None
             self.counts_, self.n_samples_seen_ = np.zeros(X.shape[1], dtype=np.int64), 0
@@ -167,11 +171,11 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
     def _fit(self, X: Any) -> Scan:
         self._check_parameters()
         X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2)
-        self.signed_ = bool(X.min() < 0) if self.signed == "auto" else bool(self.signed)
+        self.signed_ = bool(X.min() < 0) if isinstance(self.signed, str) else bool(self.signed)
         self.center_, self.scale_ = core.robust_scaling(X) if self.signed_ else (None, None)
         if self.signed_:
             X = core.apply_scaling(X, self.center_, self.scale_)
-        automatic = self.epsilon == "auto"
+        automatic = isinstance(self.epsilon, str)
         found = scan(X, core.EPSILON_GRID[-1] if automatic else float(self.epsilon), two_sided=self.signed_)
         covered = True
         self.epsilon_ = found.epsilon
@@ -190,8 +194,10 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         check_band(self.lower, self.upper)
-        if self.epsilon != "auto":
+        if not isinstance(self.epsilon, str):
             check_epsilon(self.epsilon)
+        elif self.epsilon != "auto":
+            raise QScoreError(f"epsilon: expected a positive number or 'auto', got {self.epsilon!r}")
         if self.signed not in (True, False, "auto"):
             raise QScoreError(f"signed: expected True, False or 'auto', got {self.signed!r}")
 
@@ -208,7 +214,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
             return
         sizes, _ = found.select(self.discriminative_features_)
         empty = float((sizes == 0).mean())
-        if self.epsilon != "auto" and empty > 0.5:
+        if not isinstance(self.epsilon, str) and empty > 0.5:
             warnings.warn(
                 f"{empty:.0%} of the rows have no highly active discriminative feature at epsilon "
                 f"{self.epsilon_:g}, and score 0; epsilon='auto' chooses a smaller one",

@@ -74,7 +74,9 @@ def demo(out: str | Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Pa
     fitted = features_path(out / "train-scores.parquet")
     score(out / "embeddings", out / "scores.parquet", features=fitted, overwrite=True)
     log.info("4/5  labels enter: does Q predict the linear probe's mistakes?")
-    metrics = evaluate_scores(out / "scores.parquet", out / "embeddings", out / "train-embeddings", seed=seed)
+    metrics = evaluate_scores(
+        out / "scores.parquet", out / "embeddings", out / "train-embeddings", seed=seed, overwrite=True
+    )
     log.info("5/5  the report")
     return write_report(out), metrics
 

@@ -59,6 +59,14 @@ def test_bad_input_is_one_line_exit_1_and_nothing_half_written(tmp_path, matrix,
     assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
 
 
+def test_odd_paths_are_printed_as_they_are_and_json_is_json(tmp_path):
+    np.save(tmp_path / "n.npy", np.full((5, 40), np.nan))
+    done = qscore("score", "n.npy", "--out", "sp ace/[b][/y].parquet", cwd=tmp_path)
+    assert done.returncode == 0 and "sp ace/[b][/y].parquet" in done.stdout
+    done = qscore("score", "n.npy", "--out", "x.parquet", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout, parse_constant=pytest.fail)["coverage"] is None
+
+
 def test_debug_shows_the_traceback(tmp_path):
     done = qscore("report", tmp_path / "nowhere", "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
@@ -78,8 +86,8 @@ def test_the_chain_from_images_to_report(tmp_path, data_folder):
     assert len(open_images(str(data_folder / "cifar10" / "test.npz"))) == 10_000
     train, test = tmp_path / "train", tmp_path / "test"
     source = np.load(data_folder / "cifar10" / "test.npz")
-    rows = np.random.default_rng(0).permutation(10_000)
-    for folder, rows in ((train, rows[:600]), (test, rows[600:1000])):
+    order = np.random.default_rng(0).permutation(10_000)
+    for folder, rows in ((train, order[:600]), (test, order[600:1000])):
         for i in rows:
             name = source["class_names"][source["labels"][i]]
             (folder / str(name)).mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def null(rng, n=2000, r=120, classes=10):
 def evaluated(tmp_path, H, labels, **options):
     table = write_table(tmp_path / "e.parquet", H, labels)
     score(table, tmp_path / "s.parquet", epsilon=2.0, overwrite=True)
-    return evaluate_scores(tmp_path / "s.parquet", table, **options)
+    return evaluate_scores(tmp_path / "s.parquet", table, overwrite=True, **options)
 
 
 def test_q_succeeds_where_it_must(tmp_path, rng):
@@ -172,3 +172,51 @@ def test_ids_that_do_not_match(tmp_path, rng):
     score(table, tmp_path / "s.parquet", epsilon=2.0)
     with pytest.raises(QScoreError, match="10 of 100 scored ids are not in .*o.parquet, the first is 'i90'"):
         evaluate_scores(tmp_path / "s.parquet", other)
+
+
+def test_duplicate_ids_are_refused(tmp_path, rng):
+    H, labels = planted(rng, n=100)
+    table = write_table(tmp_path / "e.parquet", H, labels)
+    score(table, tmp_path / "s.parquet", epsilon=2.0)
+    twice = write_table(tmp_path / "t.parquet", np.concatenate([H, H[:3]]), np.concatenate([labels, labels[:3]]))
+    content = pq.read_table(twice)
+    ids = [f"i{k}" for k in [*range(100), 0, 1, 2]]
+    pq.write_table(content.drop(["id"]).add_column(0, "id", pa.array(ids)), twice)
+    with pytest.raises(QScoreError, match="t.parquet: 3 ids come more than once"):
+        evaluate_scores(tmp_path / "s.parquet", twice)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("same", "the training table is the table under test"),
+        ("narrow", "has 100 features, and the rows under test 200"),
+        ("names", "its labels are string, those of the rows under test int64"),
+        ("images", "3 images are under test too"),
+    ],
+)
+def test_training_tables_that_do_not_fit_are_refused(tmp_path, rng, train, message):
+    H, labels = planted(rng, n=300)
+    paths = {"path": pa.array([f"{i}.png" for i in range(300)]), "id": pa.array([f"i{i}" for i in range(300)])}
+    write_shard(tmp_path / "e.parquet", H.astype(np.float32), {**paths, "label": pa.array(labels)}, {})
+    score(tmp_path / "e.parquet", tmp_path / "s.parquet", epsilon=2.0)
+    other = tmp_path / ("e.parquet" if train == "same" else "t.parquet")
+    if train == "narrow":
+        write_table(other, H[:, :100], labels)
+    elif train == "names":
+        write_table(other, H, [f"class {k}" for k in labels])
+    elif train == "images":
+        moved = {"path": pa.array([f"{i + 297}.png" for i in range(300)]), "id": paths["id"]}
+        write_shard(other, H.astype(np.float32), {**moved, "label": pa.array(labels)}, {})
+    with pytest.raises(QScoreError, match=message):
+        evaluate_scores(tmp_path / "s.parquet", tmp_path / "e.parquet", other)
+
+
+def test_results_that_are_there_need_overwrite(tmp_path, rng):
+    H, labels = planted(rng, n=300)
+    table = write_table(tmp_path / "e.parquet", H, labels)
+    score(table, tmp_path / "s.parquet", epsilon=2.0)
+    (tmp_path / "metrics.json").write_text("mine")
+    with pytest.raises(QScoreError, match="metrics.json exists"):
+        evaluate_scores(tmp_path / "s.parquet", table)
+    assert (tmp_path / "metrics.json").read_text() == "mine"

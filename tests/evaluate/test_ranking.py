@@ -62,6 +62,16 @@ def test_differences_are_paired(rng):
     assert all((d.value, d.low, d.high) == (0, 0, 0) for d in differences["same"].values())
 
 
+def test_the_difference_is_the_reference_minus_the_other():
+    rng = np.random.default_rng(0)
+    correct = rng.random(500) < 0.5
+    statistics, differences = bootstrap(
+        {"good": correct + 0.5 * rng.random(500), "poor": rng.random(500)}, correct, reference="good", resamples=50
+    )
+    gap = statistics["good"]["auroc"].value - statistics["poor"]["auroc"].value
+    assert differences["poor"]["auroc"].value == pytest.approx(gap) and differences["poor"]["auroc"].low > 0.3
+
+
 def test_null_scores_keep_chance_inside_the_interval_as_often_as_promised():
     inside = 0
     for seed in range(200):

@@ -163,3 +163,47 @@ def test_scans_that_do_not_belong_together_are_refused(rng):
 def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(QScoreError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("nudge", [1 - 1e-13, 1 + 1e-13])
+def test_thresholds_that_touch_a_value_are_decided_as_core_decides(dtype, two_sided, nudge):
+    rng = np.random.default_rng(7)
+    for _ in range(60):
+        H = rng.normal(size=(1, 70)).astype(dtype)
+        mu, sigma = core.moments(H)
+        j = int(np.argsort(-np.abs(H[0]) if two_sided else -H[0])[5])
+        deviation = abs(float(H[0, j]) - mu[0])
+        epsilon = deviation / (sigma[0] * (1 + core.TIE_MARGIN)) * nudge
+        L = core.highly_activating(H, epsilon, two_sided=two_sided)
+        assert L[0, j] == (nudge < 1)
+        np.testing.assert_array_equal(scan(H, epsilon, two_sided=two_sided).active, np.flatnonzero(L[0]))
+
+
+def test_other_types_and_byte_orders(rng):
+    H = awkward_table(rng)
+    assert_identical(scan(H.astype(">f4"), 2.0), scan(H, 2.0))
+    with pytest.raises(QScoreError, match="expected float16, float32 or float64, got float128"):
+        scan(H.astype(np.longdouble), 2.0)
+
+
+def test_a_data_frame_is_refused_with_the_cure():
+    import pandas as pd
+
+    with pytest.raises(QScoreError, match=r"got DataFrame; pass H.to_numpy\(\)"):
+        scan(pd.DataFrame(np.zeros((3, 30))))
+
+
+def test_without_a_place_for_compiled_code_the_scan_still_runs(tmp_path):
+    import subprocess
+    import sys
+
+    code = """
+import numba.core.caching as caching
+caching.CacheImpl._locator_classes = []
+import numpy as np, qscore
+print(len(qscore.scan(np.ones((2, 20))).mean))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2"

@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -43,6 +44,12 @@ def test_the_report_needs_nothing_else_and_says_the_verdict(run_dir):
     for sentence in metrics["sentences"]:
         assert sentence.replace("'", "&#39;") in html
     assert without_script.count("<figure") == 40 and without_script.count("data:image/png;base64,") == 40
+    evaluation = pq.read_table(run_dir / "evaluation.parquet")
+    rows = zip(evaluation["id"].to_pylist(), evaluation["correct"].to_pylist(), strict=True)
+    outcomes = {key.replace("<", "&lt;").replace(">", "&gt;"): correct for key, correct in rows}
+    framed = re.findall(r'<figure class="(\w+)" title="([^"]*)"', html)
+    assert len(framed) == 40 and all(outcomes[key] == (frame == "correct") for frame, key in framed)
+    assert html.count("taken for") == sum(not outcomes[key] for _, key in framed) > 0
     assert "class &lt;3&gt;" in html and "<image 3>" not in html
     for title in ("Q of the scored rows", "Activation rate A of each feature", "Errors among the rows kept, by score"):
         assert title in html
@@ -59,14 +66,22 @@ def test_a_run_without_labels_or_pictures_has_a_report_too(run_dir):
 
 
 def test_lowest_and_highest_rows_are_the_extremes_of_q(run_dir):
-    import pyarrow.parquet as pq
-
     html = write_report(run_dir).read_text()
     table = pq.read_table(run_dir / "scores.parquet")
     order = np.argsort(table["q_score"].to_numpy(), kind="stable")
     ids = np.array([f"&lt;image {i}&gt;" for i in range(300)])
     shown = re.findall(r'<figure class="" title="([^"]*)"', html)
     assert shown == [*ids[order[:20]], *ids[order[::-1][:20]]]
+
+
+def test_an_evaluation_of_other_scores_is_refused(run_dir):
+    evaluate_scores(run_dir / "scores.parquet", run_dir / "embeddings", resamples=10)
+    score(run_dir / "embeddings", run_dir / "scores.parquet", epsilon=1.5, overwrite=True)
+    with pytest.raises(QScoreError, match="belongs to other scores; run qscore evaluate again"):
+        write_report(run_dir)
+    (run_dir / "metrics.json").write_text("{}")
+    with pytest.raises(QScoreError, match="is not what qscore evaluate wrote"):
+        write_report(run_dir)
 
 
 def test_not_a_run(tmp_path):

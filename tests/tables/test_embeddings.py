@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qscore import QScoreError
-from qscore.tables import embeddings, open_embeddings, vectors, write_shard
+from qscore.tables import formats, open_embeddings, vectors, write_shard
 
 
 def columns(n, start=0):
@@ -35,7 +35,7 @@ def test_npy_and_parquet_give_the_same_rows(tmp_path, H, dtype):
 
 
 def test_a_directory_of_shards_is_one_table_in_name_order(tmp_path, H, monkeypatch):
-    monkeypatch.setattr(embeddings, "BATCH_BYTES", 7 * 6 * 4)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 7 * 6 * 4)
     for k, start in enumerate(range(0, 50, 20)):
         part = H[start : start + 20]
         write_shard(tmp_path / f"part-{k}.parquet", part, columns(len(part), start), {})
@@ -85,7 +85,10 @@ BAD_FILES = {
     "objects": (lambda p: npy(p, np.array([[1], ["a"]], dtype=object)), "cannot read .*bad.npy: .*Python objects"),
     "corrupt npy": (lambda p: (p / "bad.npy").write_bytes(b"nonsense"), "cannot read .*bad.npy"),
     "corrupt parquet": (lambda p: (p / "bad.parquet").write_bytes(b"nonsense"), "cannot read .*bad.parquet"),
-    "no embedding column": (lambda p: parquet(p, pa.table({"x": [1.0]})), "expected a column 'embedding', got x"),
+    "no embedding column": (
+        lambda p: parquet(p, pa.table({"x": [1.0]})),
+        "expected a column 'embedding' of vectors, got x",
+    ),
     "empty parquet": (
         lambda p: parquet(p, pa.table({"embedding": pa.array([], pa.list_(pa.float32(), 4))})),
         "at least one row",
@@ -136,7 +139,7 @@ def test_missing_and_unknown_files_are_refused(tmp_path):
     with pytest.raises(QScoreError, match="no such file or folder"):
         open_embeddings(tmp_path / "nothing")
     (tmp_path / "a.xyz").touch()
-    with pytest.raises(QScoreError, match=r"expected an embedding table \(.parquet, .npy\), got .xyz"):
+    with pytest.raises(QScoreError, match=r"expected an embedding table \(.parquet, .npy, .*\), got .xyz"):
         open_embeddings(tmp_path / "a.xyz")
 
 

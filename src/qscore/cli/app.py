@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from qscore import __version__
 from qscore._validate import QScoreError, nearest, require
@@ -23,7 +24,7 @@ app = typer.Typer(
 )
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.", show_default="by the source")]
@@ -158,13 +159,23 @@ def score(
     embeddings: Annotated[Path, typer.Argument(help="A Parquet file, a directory of shards, or a .npy matrix.")],
     out: Annotated[Path, typer.Option(help="Score table to write (Parquet).")],
     epsilon: Annotated[
-        str, typer.Option(help="Standard deviations above a row's mean at which a feature is highly active, or 'auto'.")
-    ] = "4",
-    lower: Annotated[float, typer.Option(help="Lower end of D's band, as a quantile of rank.")] = 0.50,
-    upper: Annotated[float, typer.Option(help="Upper end of D's band.")] = 0.95,
+        str | None,
+        typer.Option(
+            help="Standard deviations above a row's mean at which a feature is highly active, or 'auto'.",
+            show_default="4",
+        ),
+    ] = None,
+    lower: Annotated[
+        float | None, typer.Option(help="Lower end of D's band, as a quantile of rank.", show_default="0.5")
+    ] = None,
+    upper: Annotated[float | None, typer.Option(help="Upper end of D's band.", show_default="0.95")] = None,
+    signed: Annotated[
+        Literal["auto", "on", "off"], typer.Option(help="Whether features may be negative; auto looks.")
+    ] = "auto",
     features: Annotated[
         Path | None, typer.Option(help="Score against the D of this feature table instead of fitting one.")
     ] = None,
+    column: Annotated[str | None, typer.Option(help="The column of vectors, where there are several.")] = None,
     engine: Annotated[Literal["local"], typer.Option(help="Where the work runs.")] = "local",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the scan.", show_default="all cores")] = None,
     overwrite: Overwrite = False,
@@ -181,7 +192,9 @@ def score(
         epsilon=_epsilon(epsilon),
         lower=lower,
         upper=upper,
+        signed={"auto": "auto", "on": True, "off": False}[signed],  # type: ignore[arg-type]
         features=features,
+        column=column,
         engine=engine,
         threads=threads,
         overwrite=overwrite,
@@ -198,6 +211,7 @@ def evaluate(
         Path | None, typer.Option(help="Labelled embeddings to fit the probe on.", show_default="80 % of the rows")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="that of SCORES")] = None,
+    overwrite: Overwrite = False,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
     seed: Seed = 0,
 ) -> Outcome:
@@ -207,7 +221,9 @@ def evaluate(
     """
     from qscore.evaluate import evaluate_scores
 
-    metrics = evaluate_scores(scores, embeddings, train_embeddings, out=out, resamples=resamples, seed=seed)
+    metrics = evaluate_scores(
+        scores, embeddings, train_embeddings, out=out, overwrite=overwrite, resamples=resamples, seed=seed
+    )
     return Outcome(metrics, _verdict(metrics))
 
 
@@ -224,9 +240,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory with sc
     return Outcome({"report": str(path)}, [f"Report: {path.resolve()}"])
 
 
-def _epsilon(text: str) -> float | Literal["auto"]:
-    if text == "auto":
-        return "auto"
+def _epsilon(text: str | None) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
     try:
         return float(text)
     except ValueError:
@@ -235,18 +251,20 @@ def _epsilon(text: str) -> float | Literal["auto"]:
 
 def _summary(summary: dict[str, Any], out: Path) -> list[Any]:
     table = Table(show_header=False, box=None, pad_edge=False)
-    quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in summary["quantiles"].items())
+    quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in summary["quantiles"].items()) or "none"
+    share = "none" if summary["coverage"] is None else f"{summary['coverage']:.1%}"
     fitted = "the scored rows (transductive)" if summary["transductive"] else "other rows"
     for name, value in {
         "rows": f"{summary['n']:,} ({summary['n_invalid']:,} invalid, {summary['n_constant']:,} constant)",
         "features": f"{summary['n_features']:,}, of which {summary['n_discriminative']:,} discriminative",
         "epsilon": f"{summary['epsilon']:g}" + (" (automatic)" if summary["automatic"] else ""),
-        "coverage": f"{summary['coverage']:.1%} of the rows have a highly active discriminative feature",
+        "signed": "yes: scaled by median and MAD, both sides" if summary["signed"] else "no",
+        "coverage": f"{share} of the valid, non-constant rows have a highly active discriminative feature",
         "fitted on": fitted,
         "quantiles of Q": quantiles,
         "written": str(out),
     }.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     return [table, *(f"Note: {note}." for note in summary["notes"])]
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 import logging
 import sys
 import warnings
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from qscore._files import to_json
 from qscore._validate import QScoreError
 
 __all__ = ["Outcome", "verb"]
@@ -45,6 +45,7 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         _send_to_standard_error(errors)
         try:
             outcome = function(*args, **options)
+            _print(outcome, as_json=as_json)
         except KeyboardInterrupt:
             errors.print("interrupted; the same command continues where this one stopped, where it can")
             raise typer.Exit(130) from None
@@ -53,12 +54,6 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
                 raise
             errors.print(f"[bold red]error:[/] {escape(_line(error))}")
             raise typer.Exit(1) from None
-        if as_json:
-            sys.stdout.write(json.dumps(outcome.data) + "\n")
-            return
-        console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
-        for part in outcome.text:
-            console.print(escape(part) if isinstance(part, str) else part)
 
     signature = inspect.signature(function)
     shared = [
@@ -69,6 +64,15 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), *shared], return_annotation=None
     )
     return command
+
+
+def _print(outcome: Outcome, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(to_json(outcome.data) + "\n")
+        return
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES, highlight=False)
+    for part in outcome.text:
+        console.print(escape(part) if isinstance(part, str) else part)
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Does Q predict the linear probe's mistakes? Score table and embeddings in, an honest comparison out."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
 
-from qscore._files import atomic_path
+from qscore._files import atomic_path, check_output, sha256, to_json
 from qscore._validate import QScoreError
 from qscore.evaluate.probe import Probe, fit_probe
 from qscore.evaluate.ranking import bootstrap
 from qscore.evaluate.scores import SCORES, Evidence
 from qscore.evaluate.verdict import sentences
-from qscore.scoring import summarize_scores
-from qscore.tables import EmbeddingBatch, open_embeddings, read_scores, with_record
+from qscore.scoring import read_scored, summarize_scores
+from qscore.tables import EmbeddingBatch, EmbeddingTable, open_embeddings, with_record
 
 __all__ = ["evaluate_scores"]
 
@@ -30,6 +29,7 @@ def evaluate_scores(
     train_embeddings: str | Path | None = None,
     *,
     out: str | Path | None = None,
+    overwrite: bool = False,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -47,10 +47,12 @@ def evaluate_scores(
         Labelled embeddings to fit the probe on. Without it the rows are split 80 / 20, stratified by label.
     out : str or Path, optional
         Directory of the results; by default that of ``scores``.
+    overwrite : bool, default=False
+        Replace the results of an earlier evaluation.
     resamples : int, default=2000
-        Bootstrap resamples of the rows, the same for every score.
+        Bootstrap resamples of the rows, the same for every score; at least 1.
     seed : int, default=0
-        Seed of split and resamples.
+        Seed of split and resamples, at least 0.
 
     Returns
     -------
@@ -61,20 +63,28 @@ def evaluate_scores(
     Raises
     ------
     QScoreError
-        If labels are missing, ids do not match, or the probe cannot be fitted.
+        If labels are missing, ids do not match or come twice, the tables do not belong together, or results are there.
     """
-    rows, _ = read_scores(scores)
+    if resamples < 1 or seed < 0:
+        raise QScoreError(f"expected resamples >= 1 and seed >= 0, got {resamples} and {seed}")
+    folder = Path(out) if out else Path(scores).parent
+    for name in ("metrics.json", "evaluation.parquet"):
+        check_output(folder / name, overwrite=overwrite)
+    rows, _, _ = read_scored(scores)
     rows = rows.filter(rows.column("valid"))
     if not rows.num_rows:
         raise QScoreError(f"{scores}: no row is valid, all hold NaN or infinity")
-    test = _matched(open_embeddings(embeddings).read(), rows, str(embeddings))
+    test_table = open_embeddings(embeddings)
+    test = _matched(test_table.read(), rows, str(embeddings))
     labels = _labels(test, str(embeddings))
     if train_embeddings is None:
         train_rows, test_rows = _split(labels, seed)
         train_H, train_labels = test.embedding[train_rows], labels[train_rows]
         test, labels, rows = _take(test, test_rows), labels[test_rows], rows.take(test_rows)
     else:
-        train = open_embeddings(train_embeddings).read()
+        train_table = open_embeddings(train_embeddings)
+        train = train_table.read()
+        _check_training(train_table, train, test_table, test)
         finite = np.isfinite(train.embedding).all(axis=1)
         train_H, train_labels = train.embedding[finite], _labels(train, str(train_embeddings))[finite]
     probe = fit_probe(train_H, train_labels, seed=seed)
@@ -83,9 +93,9 @@ def evaluate_scores(
     evidence = Evidence(rows, test.embedding, train_H, confidence)
     values = {score.name: score.compute(evidence) for score in SCORES}
     metrics = _metrics(values, correct, probe, resamples, seed)
-    metrics["score_table"] = asdict(summarize_scores(scores))
+    metrics["score_table"] = asdict(summarize_scores(scores)) | {"sha256": sha256(scores)}
     metrics["sentences"] = sentences(metrics)
-    _write(Path(out) if out else Path(scores).parent, test.columns["id"], predicted, correct, values, metrics)
+    _write(folder, test.columns["id"], predicted, correct, values, metrics)
     return metrics
 
 
@@ -121,12 +131,36 @@ def _metrics(
 
 def _matched(table: EmbeddingBatch, rows: pa.Table, name: str) -> EmbeddingBatch:
     """Return the embeddings in the order of the score table's ids."""
-    position = {key: i for i, key in enumerate(table.columns["id"].to_pylist())}
-    wanted = rows.column("id").to_pylist()
+    ids, wanted = table.columns["id"].to_pylist(), rows.column("id").to_pylist()
+    position = {key: i for i, key in enumerate(ids)}
+    for where, n_ids, distinct in ((name, len(ids), len(position)), ("the score table", len(wanted), len(set(wanted)))):
+        if distinct < n_ids:
+            raise QScoreError(f"{where}: {n_ids - distinct} ids come more than once; rows are matched by id")
     missing = [key for key in wanted if key not in position]
     if missing:
         raise QScoreError(f"{len(missing)} of {len(wanted)} scored ids are not in {name}, the first is {missing[0]!r}")
     return _take(table, np.array([position[key] for key in wanted]))
+
+
+def _check_training(
+    train_table: EmbeddingTable, train: EmbeddingBatch, test_table: EmbeddingTable, test: EmbeddingBatch
+) -> None:
+    """Refuse training rows that are test rows, of another width, or labelled in another way."""
+    name = train_table.name
+    if Path(name).resolve() == Path(test_table.name).resolve():
+        raise QScoreError(f"{name}: the training table is the table under test; the probe must not learn from it")
+    if "path" in train_table.columns and "path" in test_table.columns:
+        shared = set(train.columns["path"].to_pylist()) & set(test.columns["path"].to_pylist()) - {None}
+        if shared:
+            raise QScoreError(f"{name}: {len(shared)} images are under test too; the probe must not learn from them")
+    if train_table.n_features != test_table.n_features:
+        raise QScoreError(
+            f"{name} has {train_table.n_features} features, and the rows under test {test_table.n_features}; "
+            "both must come from the same encoder"
+        )
+    kinds = [table.columns["label"].type for table in (train, test) if "label" in table.columns]
+    if len(set(kinds)) == 2:
+        raise QScoreError(f"{name}: its labels are {kinds[0]}, those of the rows under test {kinds[1]}")
 
 
 def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +184,7 @@ def _labels(table: EmbeddingBatch, name: str) -> np.ndarray:
     if labels.null_count:
         raise QScoreError(f"{name}: {labels.null_count} of {len(labels)} rows have no label")
     values: np.ndarray = labels.to_numpy(zero_copy_only=False)
-    return values
+    return values.astype(str) if values.dtype == object else values
 
 
 def _write(
@@ -170,8 +204,16 @@ def _write(
             **{name: value.astype(np.float32) for name, value in values.items()},
         }
     )
-    schema = with_record(table.schema, {"kind": "evaluation", "n": metrics["n"], "seed": metrics["seed"]})
+    schema = with_record(
+        table.schema,
+        {
+            "kind": "evaluation",
+            "n": metrics["n"],
+            "seed": metrics["seed"],
+            "scores_sha256": metrics["score_table"]["sha256"],
+        },
+    )
     with atomic_path(out / "evaluation.parquet") as temporary:
         pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)
     with atomic_path(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2) + "\n")
+        temporary.write_text(to_json(metrics, indent=2) + "\n")

@@ -69,7 +69,7 @@ def fit_probe(H: Float[np.ndarray, "n r"], labels: Shaped[np.ndarray, " n"], *, 
         smallest = classes[counts.argmin()]
         raise QScoreError(
             f"the probe needs more labelled rows: {len(labels)} rows for {len(classes)} classes, "
-            f"{counts.min()} of class {smallest!r}"
+            f"{counts.min()} of class {smallest}"
         )
     fit_rows, choice_rows = train_test_split(
         np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels

@@ -32,7 +32,7 @@ class Interval:
         return self.low <= x <= self.high
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(nogil=True)
 def _statistics(  # pragma: no cover - compiled
     order: Any, group_ends: Any, correct: Any, weights: Any, harmonic: Any
 ) -> tuple[float, float, float, float]:

@@ -7,6 +7,7 @@ from qscore.evaluate.scores import SCORES
 
 __all__ = ["sentences"]
 
+FEW = 50
 TITLES = {score.name: score.title for score in SCORES}
 
 
@@ -26,21 +27,24 @@ def sentences(metrics: Mapping[str, Any]) -> list[str]:
     if not metrics["scores"]:
         outcome = "correct" if probe["n_correct"] else "wrong"
         return [*said, f"All rows are {outcome}, so nothing can be said about predicting failures."]
+    if not probe["converged"]:
+        said.append("The probe stopped before its optimum; its mistakes are not quite a linear probe's.")
     q = metrics["scores"]["q_score"]["auroc"]
     said.append(f"Q ranks correct rows above wrong ones with an AUROC of {_interval(q)}: {_against_chance(q)}.")
     said += [_against(metrics, name) for name in ("l2_norm", "q_without_d")]
     rivals = [score.name for score in SCORES if not score.needs_labels and score.name != "q_score"]
     best = max(rivals, key=lambda name: metrics["scores"][name]["auroc"]["value"])
     said.append(
-        f"The best of the other label-free scores is {TITLES[best]}, with an AUROC of "
-        f"{_interval(metrics['scores'][best]['auroc'])}."
+        f"Of the {len(rivals)} other label-free scores, {TITLES[best]} came out highest on these rows, "
+        f"with an AUROC of {_interval(metrics['scores'][best]['auroc'])}."
     )
     said.append(
-        "With labels, the probe's own softmax reaches an AUROC of "
-        f"{_interval(metrics['scores']['softmax']['auroc'])}: the bound for any score without them."
+        "What labels buy: the probe's own softmax reaches an AUROC of "
+        f"{_interval(metrics['scores']['softmax']['auroc'])}."
     )
-    if probe["n_wrong"] < 50:
-        said.append(f"Only {probe['n_wrong']} rows are wrong, so the intervals are wide.")
+    rarer = min(("correct", "wrong"), key=lambda outcome: probe[f"n_{outcome}"])
+    if probe[f"n_{rarer}"] < FEW:
+        said.append(f"Only {probe[f'n_{rarer}']} rows are {rarer}, so the intervals are wide and themselves rough.")
     return said
 
 
@@ -65,5 +69,5 @@ def _against(metrics: Mapping[str, Any], name: str) -> str:
     elif difference["high"] < 0:
         verdict = f"Q does worse than {title}"
     else:
-        verdict = f"Q does no better than {title} here"
+        verdict = f"Q cannot be told apart from {title} here"
     return f"{verdict}: the difference in AUROC is {change}."

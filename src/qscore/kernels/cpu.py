@@ -6,6 +6,7 @@ so that a row pays for its few active features and not for all r of them; what i
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,10 +27,24 @@ SLACK = 1e-12  # float64 rounds `h - mu > t` and `h > mu + t` apart by far less 
 HALF_SCALE = np.float32(2.0**112)  # between the exponents of float16 and float32
 HALF_LIMIT = np.float32(65536.0)  # no finite float16 reaches it
 
+
+def _compiled(*flags: str) -> Callable[[Any], Any]:
+    """Compile without the lock, keeping the result on disk where there is a place for it."""
+
+    def decorate(function: Any) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # a read-only installation without a home: compile in each process
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
 # Sums may be reordered, which is what lets them use vector registers; nothing else of IEEE arithmetic is given up.
-_reordered = numba.njit(nogil=True, cache=True, fastmath={"reassoc"}, error_model="numpy")
-_without_nan = numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy")
-_exact = numba.njit(nogil=True, cache=True, error_model="numpy")
+_reordered = _compiled("reassoc")
+_without_nan = _compiled("nnan", "nsz", "reassoc")
+_exact = _compiled()
 
 
 def _comparison(operator: str) -> Any:

@@ -55,6 +55,9 @@ def scan(H: Float[Any, "n r"], epsilon: float = 4.0, *, two_sided: bool = False,
         raise QScoreError(f"threads: expected a positive number, got {threads}")
     epsilon = float(epsilon)
     if is_numpy_array(H):
+        if H.dtype.newbyteorder("=") not in (np.float16, np.float32, np.float64):
+            raise QScoreError(f"H: expected float16, float32 or float64, got {H.dtype}")
+        H = H.astype(H.dtype.newbyteorder("="), copy=False)
         return scan_cpu(H, epsilon, two_sided=two_sided, threads=threads)
     if not is_torch_array(H):
         raise QScoreError(f"H: expected a NumPy array or a PyTorch tensor, got {type(H).__name__}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from qscore._validate import QScoreError
+from qscore._validate import QScoreError, check_features
 from qscore.core import COVERAGE, EPSILON_GRID, TIE_MARGIN, discriminative_features
 
 __all__ = ["Scan", "automatic_epsilon"]
@@ -86,7 +86,7 @@ class Scan:
     def select(self, features: Any) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Return the size of L_i ∩ D and the sum of deviations over it, for each row."""
         chosen = np.zeros(len(self.counts), dtype=bool)
-        chosen[np.asarray(features, dtype=np.int64)] = True
+        chosen[check_features(np.asarray(features), len(self.counts))] = True
         kept = chosen[self.active]
         rows = np.repeat(np.arange(len(self)), self.n_active)[kept]
         total = np.bincount(rows, weights=self.deviation[kept], minlength=len(self))

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qscore._files import atomic_path
+from qscore._files import atomic_path, sha256
 from qscore._validate import QScoreError, require
 from qscore.evaluate import SCORES
 from qscore.images import open_image
-from qscore.scoring import features_path, summarize_scores
-from qscore.tables import read_features, read_scores
+from qscore.scoring import read_scored, summarize_scores
+from qscore.tables import read_record
 
 __all__ = ["write_report"]
 
@@ -49,11 +49,10 @@ def write_report(run: str | Path) -> Path:
         raise QScoreError(f"{run}: no such run directory")
     if not (run / "scores.parquet").exists():
         raise QScoreError(f"{run}: no scores.parquet in this directory; qscore score writes it")
-    rows, record = read_scores(run / "scores.parquet")
-    metrics = json.loads((run / "metrics.json").read_text()) if (run / "metrics.json").exists() else {}
-    evaluation = pq.read_table(run / "evaluation.parquet") if (run / "evaluation.parquet").exists() else None
+    rows, features, record = read_scored(run / "scores.parquet")
+    metrics, evaluation = _evaluation(run)
     summary = summarize_scores(run / "scores.parquet")
-    charts = _charts(run, rows, evaluation, record)
+    charts = _charts(rows, features, evaluation, record)
     page = _render(
         name=run.resolve().name,
         record=record,
@@ -70,10 +69,24 @@ def write_report(run: str | Path) -> Path:
     return run / "report.html"
 
 
-def _charts(run: Path, rows: pa.Table, evaluation: pa.Table | None, record: dict[str, Any]) -> dict[str, Any]:
+def _evaluation(run: Path) -> tuple[dict[str, Any], pa.Table | None]:
+    """Read what `evaluate_scores` left, and refuse what belongs to other scores."""
+    if not (run / "metrics.json").exists() or not (run / "evaluation.parquet").exists():
+        return {}, None
+    try:
+        metrics = json.loads((run / "metrics.json").read_text())
+        table = pq.read_table(run / "evaluation.parquet")
+        belongs = metrics["score_table"]["sha256"] == read_record(table.schema)["scores_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise QScoreError(f"{run}: metrics.json or evaluation.parquet is not what qscore evaluate wrote") from error
+    if not belongs or metrics["score_table"]["sha256"] != sha256(run / "scores.parquet"):
+        raise QScoreError(f"{run}: the evaluation belongs to other scores; run qscore evaluate again with --overwrite")
+    return metrics, table
+
+
+def _charts(rows: pa.Table, features: pa.Table, evaluation: pa.Table | None, record: dict[str, Any]) -> dict[str, Any]:
     from qscore.report.charts import activation_chart, q_chart, risk_chart
 
-    features, _ = read_features(features_path(run / "scores.parquet"))
     rates = features.column("activation_rate").to_numpy()
     activation = activation_chart(rates, record["lower"], record["upper"])
     if evaluation is None:
@@ -106,8 +119,10 @@ def _sample(row: pa.Table, outcomes: dict[str, tuple[Any, bool]]) -> dict[str, A
     return {**values, "predicted": predicted, "correct": correct, "image": _thumbnail(values["path"])}
 
 
-def _thumbnail(path: str) -> str | None:
+def _thumbnail(path: str | None) -> str | None:
     """Return an image as a data URI, or None where it has gone."""
+    if path is None:
+        return None
     try:
         image = open_image(path)
     except QScoreError:

@@ -40,19 +40,18 @@ class RunFolder:
         record : mapping
             All that decides the result, as JSON holds it.
         overwrite : bool
-            Whether all is accepted: `begin` will remove what another training left there.
+            Whether another training is accepted: `begin` will remove what it left. Other files never are.
 
         Raises
         ------
         QScoreError
             Naming what differs.
         """
-        if overwrite:
-            return
         if self.record_file.exists():
-            self._compare(record)
+            if not overwrite:
+                self._compare(record)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise QScoreError(f"{self.path} exists and is not empty; name another folder, or use it with --overwrite")
+            raise QScoreError(f"{self.path} exists and holds no training; name another folder")
 
     def begin(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
         """Make the folder this training's own.

@@ -3,14 +3,15 @@
 Three kinds, each with a JSON record under the metadata key ``qscore`` that carries the schema's version:
 
 embedding table   ``id``, ``embedding``, optional ``label``, ``path``, ``view``; Parquet (a file, or a directory of
-                  shards) or a bare ``.npy`` matrix
+                  shards), Arrow, or a bare matrix (``.npy``, ``.npz``, ``.pt``, ``.safetensors``), local or in a store
 score table       one row per embedding: Q and what it is made of
 feature table     one row per feature: its activation rate, and whether it is discriminative
 """
 
-from qscore.tables.embeddings import EmbeddingBatch, EmbeddingTable, open_embeddings, vectors, write_shard
+from qscore.tables.embeddings import EmbeddingBatch, EmbeddingTable, open_embeddings, write_shard
 from qscore.tables.records import SCHEMA_VERSION, read_record, with_record
 from qscore.tables.results import read_features, read_scores, score_schema, write_features
+from qscore.tables.vectors import vectors
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -1,22 +1,28 @@
-"""Embedding tables: Parquet files, directories of shards and bare matrices, read in batches."""
+"""Embedding tables: files, directories of shards and metadata beside them, read in order and in bounded memory."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import queue
+import re
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from qscore._files import atomic_path
 from qscore._validate import QScoreError
-from qscore.tables.records import one_line, read_record, with_record
+from qscore.tables.formats import COLUMNS, OPENERS, Batches, Shard
+from qscore.tables.records import one_line, with_record
+from qscore.tables.stores import Location, locate
 
-__all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "vectors", "write_shard"]
+__all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "write_shard"]
 
-BATCH_BYTES = 32 * 2**20
-COLUMNS = ("id", "label", "path", "view")
+READ_AHEAD = 2  # batches decoded while an earlier one is being scanned
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,8 @@ class EmbeddingBatch:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of an embedding table."""
-
-    path: Path
-    n_rows: int
-    n_features: int
-    dtype: np.dtype[Any]
-    columns: tuple[str, ...]
-    """Those of ``id``, ``label``, ``path`` and ``view`` that the file holds."""
-    record: dict[str, Any]
-    """The file's own metadata record."""
-    batches: Callable[[], Iterator[tuple[np.ndarray, dict[str, pa.Array]]]]
-
-
-@dataclass(frozen=True)
 class EmbeddingTable:
-    """An embedding table on disk, read in batches; nothing is held in memory."""
+    """An embedding table, read in batches; nothing is held in memory."""
 
     name: str
     """What the user called it."""
@@ -74,25 +65,29 @@ class EmbeddingTable:
         return self.shards[0].record
 
     def batches(self) -> Iterator[EmbeddingBatch]:
-        """Read the rows in order. Ids default to the row number.
+        """Read the rows in order, ahead of the caller in a thread of its own. Ids default to the row number.
 
         Raises
         ------
         QScoreError
             If a shard cannot be read, or has null or ragged vectors; it is named.
         """
+        return _ahead(self._batches())
+
+    def _batches(self) -> Iterator[EmbeddingBatch]:
         row = 0
         for shard in self.shards:
             try:
                 for embedding, columns in shard.batches():
+                    columns = {name: _plain(name, column) for name, column in columns.items()}
                     if "id" not in columns:
                         columns["id"] = pa.array(np.arange(row, row + len(embedding))).cast(pa.string())
                     row += len(embedding)
                     yield EmbeddingBatch(embedding, columns)
-            except (OSError, pa.ArrowException) as error:
-                raise QScoreError(f"cannot read {shard.path}: {one_line(error)}") from error
             except QScoreError as error:
-                raise QScoreError(f"{shard.path}: {error}") from error
+                raise QScoreError(f"{shard.name}: {error}") from error
+            except (OSError, pa.ArrowException) as error:
+                raise QScoreError(f"cannot read {shard.name}: {one_line(error)}") from error
 
     def read(self) -> EmbeddingBatch:
         """Read the whole table into memory."""
@@ -101,13 +96,52 @@ class EmbeddingTable:
         return EmbeddingBatch(np.concatenate([batch.embedding for batch in batches]), columns)
 
 
-def open_embeddings(path: str | Path) -> EmbeddingTable:
-    """Open an embedding table: a Parquet file, a directory of Parquet shards, or a ``.npy`` matrix.
+def _ahead(batches: Iterator[EmbeddingBatch]) -> Iterator[EmbeddingBatch]:
+    """Run an iterator in a thread, a few items ahead; it stops when the caller does."""
+    items: queue.Queue[Any] = queue.Queue(READ_AHEAD)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                if not put(batch):
+                    return
+            put(None)
+        except BaseException as error:  # whatever it is, it belongs to the caller
+            put(error)
+
+    thread = threading.Thread(target=work, name="qscore-read", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def open_embeddings(path: str | Path, *, column: str | None = None) -> EmbeddingTable:
+    """Open an embedding table.
 
     Parameters
     ----------
     path : str or Path
-        The file or directory. Shards are read in the order of their names.
+        A file (Parquet, Arrow, ``.npy``, ``.npz``, ``.pt``, ``.safetensors``), a directory of such shards, or matrices
+        with Parquet metadata beside them (the clip-retrieval layout); local, or a URI such as ``s3://bucket/table``.
+        Shards are read in the order of their names, numbers counting as numbers.
+    column : str, optional
+        The column, or the array of an archive, that holds the vectors, where several could be meant.
 
     Returns
     -------
@@ -119,137 +153,121 @@ def open_embeddings(path: str | Path) -> EmbeddingTable:
     QScoreError
         If nothing readable is there, or shards differ in width, type or columns.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in OPENERS and not file.name.startswith("."))
-        if not files:
-            raise QScoreError(f"{path}: no embedding files ({', '.join(OPENERS)}) in this folder")
-    elif path.exists():
-        files = [path]
-    else:
+    location = locate(path)
+    if location.kind == fs.FileType.NotFound:
         raise QScoreError(f"{path}: no such file or folder")
-    table = EmbeddingTable(str(path), tuple(_open_shard(file) for file in files))
+    one = location.kind == fs.FileType.File
+    shards = [_open_shard(location, column)] if one else _open_folder(location, column)
+    table = EmbeddingTable(str(path), tuple(shards))
     _check_shards_agree(table)
+    promised = table.record.get("n_rows")
+    if not one and promised is not None and promised != len(table):
+        raise QScoreError(f"{path}: {len(table)} of {promised} rows are there; run the same qscore embed again")
     return table
 
 
-def _open_shard(file: Path) -> Shard:
+def _open_folder(folder: Location, column: str | None) -> list[Shard]:
+    files = _sorted(child for child in folder.children() if child.suffix in OPENERS)
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    matrices = [file for file in files if file.suffix != ".parquet"]
+    if not files:
+        inner = {child.path.rpartition("/")[2]: child for child in folder.children()}
+        if "img_emb" not in inner:
+            raise QScoreError(f"{folder.name}: no embedding files ({', '.join(OPENERS)}) in this folder")
+        matrices = _sorted(child for child in inner["img_emb"].children() if child.suffix == ".npy")
+        if not matrices:
+            raise QScoreError(f"{inner['img_emb'].name}: no .npy files in this folder")
+        parquet = []
+        if "metadata" in inner:
+            parquet = _sorted(child for child in inner["metadata"].children() if child.suffix == ".parquet")
+    if matrices and parquet:
+        return _with_metadata(matrices, parquet, column)
+    return [_open_shard(file, column) for file in matrices or parquet]
+
+
+def _sorted(files: Iterable[Location]) -> list[Location]:
+    """Order files by name, numbers counting as numbers: ``part-10`` after ``part-9``."""
+
+    def key(file: Location) -> list[tuple[int, str]]:
+        runs = re.split(r"(\d+)", file.path.rpartition("/")[2])
+        return [(int(run), "") if run.isdigit() else (-1, run) for run in runs]
+
+    return sorted(files, key=key)
+
+
+def _open_shard(file: Location, column: str | None) -> Shard:
     opener = OPENERS.get(file.suffix)
     if opener is None:
         raise QScoreError(
-            f"{file}: expected an embedding table ({', '.join(OPENERS)}), got {file.suffix or 'no suffix'}"
+            f"{file.name}: expected an embedding table ({', '.join(OPENERS)}), got {file.suffix or 'none'}"
         )
     try:
-        return opener(file)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        if isinstance(error, QScoreError):
-            raise QScoreError(f"{file}: {error}") from error
-        raise QScoreError(f"cannot read {file}: {one_line(error)}") from error
+        return opener(file, column)
+    except QScoreError as error:
+        raise QScoreError(f"{file.name}: {error}") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        raise QScoreError(f"cannot read {file.name}: {one_line(error)}") from error
+
+
+def _with_metadata(matrices: list[Location], parquet: list[Location], column: str | None) -> list[Shard]:
+    """Put the Parquet metadata that lies beside matrices into their shards; the k-th belongs to the k-th."""
+    if len(matrices) != len(parquet):
+        raise QScoreError(
+            f"{matrices[0].name}: {len(matrices)} matrices and {len(parquet)} Parquet files beside them; "
+            "expected one of metadata for each, or none"
+        )
+    return [_joined(_open_shard(matrix, column), metadata) for matrix, metadata in zip(matrices, parquet, strict=True)]
+
+
+def _joined(shard: Shard, metadata: Location) -> Shard:
+    with pq.ParquetFile(metadata.open()) as file:
+        n_rows, names = file.metadata.num_rows, file.schema_arrow.names
+    if n_rows != shard.n_rows:
+        raise QScoreError(f"{metadata.name} has {n_rows} rows, and {shard.name} {shard.n_rows}")
+    sources = {key: key for key in COLUMNS if key in names}
+    if "path" not in sources and "image_path" in names:  # clip-retrieval's name
+        sources["path"] = "image_path"
+
+    def batches() -> Batches:
+        rows = pq.read_table(metadata.open(), columns=list(sources.values()))
+        start = 0
+        for embedding, _ in shard.batches():
+            part = rows.slice(start, len(embedding)).combine_chunks()
+            start += len(embedding)
+            yield embedding, {key: _chunk(part.column(name)) for key, name in sources.items()}
+
+    return replace(shard, columns=tuple(sources), batches=batches)
+
+
+def _chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _plain(name: str, column: pa.Array) -> pa.Array:
+    """Return a column as every shard of a table must have it: ids, paths and names as strings, numbers as int64."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_boolean(column.type) or (pa.types.is_integer(column.type) and name != "id"):
+        return column.cast(pa.int64())
+    textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)
+    if name == "label" and not textual:
+        raise QScoreError(f"labels: expected integers or strings, got {column.type}")
+    column = column.cast(pa.string())
+    if name == "id" and column.null_count:
+        raise QScoreError(f"{column.null_count} ids are null")
+    return column
 
 
 def _check_shards_agree(table: EmbeddingTable) -> None:
     first = table.shards[0]
     for shard in table.shards[1:]:
+        one, other = Path(first.name).name, Path(shard.name).name
         for what in ("n_features", "dtype", "columns"):
             a, b = getattr(first, what), getattr(shard, what)
             if a != b:
-                raise QScoreError(
-                    f"{table.name}: shards differ in {what}: {first.path.name} has {a}, {shard.path.name} {b}"
-                )
-    promised = first.record.get("n_rows")
-    if promised is not None and promised != len(table):
-        raise QScoreError(f"{table.name}: {len(table)} of {promised} rows are there; run the same qscore embed again")
-
-
-def _open_npy(file: Path) -> Shard:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    _check_vectors(array.shape, array.dtype)
-    rows = _rows_per_batch(array.shape[1], array.dtype)
-
-    def batches() -> Iterator[tuple[np.ndarray, dict[str, pa.Array]]]:
-        for start in range(0, len(array), rows):
-            yield np.asarray(array[start : start + rows]), {}
-
-    return Shard(file, array.shape[0], array.shape[1], array.dtype, (), {}, batches)
-
-
-def _open_parquet(file: Path) -> Shard:
-    with pq.ParquetFile(file) as parquet:
-        schema, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
-        if "embedding" not in schema.names:
-            raise QScoreError(f"expected a column 'embedding', got {', '.join(schema.names)}")
-        if n_rows == 0:
-            raise QScoreError("expected at least one row, got an empty file")
-        first = vectors(next(parquet.iter_batches(1, columns=["embedding"])).column(0))
-    _check_vectors((n_rows, first.shape[1]), first.dtype)
-    columns = tuple(name for name in COLUMNS if name in schema.names)
-    rows = _rows_per_batch(first.shape[1], first.dtype)
-
-    def batches() -> Iterator[tuple[np.ndarray, dict[str, pa.Array]]]:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
-            for batch in parquet.iter_batches(rows, columns=["embedding", *columns]):
-                embedding = vectors(batch.column("embedding"))
-                if embedding.shape[1] != first.shape[1]:
-                    raise QScoreError(f"vectors of {embedding.shape[1]} features among vectors of {first.shape[1]}")
-                plain = {name: batch.column(name) for name in columns}
-                if "id" in plain:
-                    plain["id"] = plain["id"].cast(pa.string())
-                yield embedding, plain
-
-    return Shard(file, n_rows, first.shape[1], first.dtype, columns, read_record(schema), batches)
-
-
-OPENERS: dict[str, Callable[[Path], Shard]] = {".parquet": _open_parquet, ".npy": _open_npy}
-
-
-def vectors(column: pa.Array) -> np.ndarray:
-    """Return a column of vectors as a (b, r) matrix, without a copy where they lie side by side.
-
-    Parameters
-    ----------
-    column : pyarrow.Array
-        ``fixed_size_list`` or ``list`` of float16, float32 or float64.
-
-    Raises
-    ------
-    QScoreError
-        If a vector is null or holds nulls, lengths differ, or values are not floating-point.
-    """
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise QScoreError(f"{column.null_count} of {len(column)} vectors are null, the first in row {row} of its batch")
-    if pa.types.is_fixed_size_list(column.type):
-        width = column.type.list_size
-        # `.values` is the whole child, whatever slice this array is; `flatten()` would drop nulls.
-        values = column.values.slice(column.offset * width, len(column) * width)
-    elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        lengths = np.diff(column.offsets.to_numpy())
-        if len(lengths) and (lengths != lengths[0]).any():
-            row = int(np.flatnonzero(lengths != lengths[0])[0])
-            raise QScoreError(f"ragged vectors: {lengths[0]} values in one row, {lengths[row]} in another")
-        width = int(lengths[0]) if len(lengths) else 0
-        values = column.flatten()
-    else:
-        raise QScoreError(f"expected vectors (a list column) in 'embedding', got {column.type}")
-    if not pa.types.is_floating(values.type):
-        raise QScoreError(f"expected floating-point vectors, got {values.type}")
-    if values.null_count:
-        raise QScoreError(f"{values.null_count} values inside vectors are null; write NaN or drop those rows")
-    matrix: np.ndarray = values.to_numpy(zero_copy_only=True).reshape(len(column), width)
-    return matrix
-
-
-def _check_vectors(shape: Sequence[int], dtype: Any) -> None:
-    if len(shape) != 2:
-        raise QScoreError(f"expected a 2-D matrix of shape (n, r), got shape {tuple(shape)}")
-    if shape[0] == 0 or shape[1] < 2:
-        raise QScoreError(f"expected at least one row and 2 features, got shape {tuple(shape)}")
-    if np.dtype(dtype).kind != "f":
-        raise QScoreError(f"expected floating-point values, got {np.dtype(dtype)}; convert the embeddings to float32")
-
-
-def _rows_per_batch(n_features: int, dtype: Any) -> int:
-    return max(1, BATCH_BYTES // int(n_features * np.dtype(dtype).itemsize))
+                raise QScoreError(f"{table.name}: shards differ in {what}: {one} has {a}, {other} {b}")
+        if first.record.get("fingerprint") != shard.record.get("fingerprint"):
+            raise QScoreError(f"{table.name}: {one} and {other} come from different runs of qscore embed")
 
 
 def write_shard(path: Path, embedding: np.ndarray, columns: dict[str, pa.Array], record: dict[str, Any]) -> None:

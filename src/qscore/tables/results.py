@@ -14,11 +14,16 @@ from qscore.tables.records import one_line, read_record, with_record
 __all__ = ["read_features", "read_scores", "score_schema", "write_features"]
 
 
-def score_schema(columns: dict[str, pa.DataType], record: dict[str, Any]) -> pa.Schema:
-    """Return the schema of a score table whose ``id``, ``path`` and ``label`` have the given types."""
+def score_schema(columns: dict[str, pa.DataType], record: dict[str, Any], *, plain: bool = False) -> pa.Schema:
+    """Return the schema of a score table whose ``id``, ``path`` and ``label`` have the given types.
+
+    ``plain`` adds the one-sided score of a signed table.
+    """
     fields: list[tuple[str, pa.DataType]]
     fields = [(name, columns[name]) for name in ("id", "path", "label", "view") if name in columns]
-    fields += [("q_score", pa.float32()), ("n_active", pa.int32()), ("n_discriminative", pa.int32())]
+    fields += [("q_score", pa.float32())]
+    fields += [("q_score_plain", pa.float32())] if plain else []
+    fields += [("n_active", pa.int32()), ("n_discriminative", pa.int32())]
     fields += [(name, pa.float32()) for name in ("mean", "std", "max", "l1_norm", "l2_norm")]
     fields += [("active", pa.list_(pa.int32())), ("deviation", pa.list_(pa.float32())), ("valid", pa.bool_())]
     return with_record(pa.schema(fields), {"kind": "scores", **record})
@@ -35,7 +40,13 @@ def read_scores(path: str | Path, columns: list[str] | None = None) -> tuple[pa.
     return _read_kind(path, "scores", "qscore score", columns)
 
 
-def write_features(path: str | Path, counts: np.ndarray, discriminative: np.ndarray, record: dict[str, Any]) -> None:
+def write_features(
+    path: str | Path,
+    counts: np.ndarray,
+    discriminative: np.ndarray,
+    record: dict[str, Any],
+    scaling: tuple[np.ndarray, np.ndarray] | None = None,
+) -> None:
     """Write a feature table.
 
     Parameters
@@ -48,6 +59,8 @@ def write_features(path: str | Path, counts: np.ndarray, discriminative: np.ndar
         D.
     record : dict
         Must hold ``n``, the number of valid rows; beside it epsilon, lower, upper, signed.
+    scaling : tuple of two ndarrays of shape (r,), optional
+        Centre and scale of each feature of a signed table; columns ``center`` and ``scale``.
     """
     rank = np.empty(len(counts), dtype=np.int32)
     rank[np.argsort(counts, stable=True)] = np.arange(len(counts), dtype=np.int32)
@@ -60,6 +73,8 @@ def write_features(path: str | Path, counts: np.ndarray, discriminative: np.ndar
             "discriminative": np.isin(np.arange(len(counts)), discriminative),
         }
     )
+    if scaling is not None:
+        table = table.append_column("center", pa.array(scaling[0])).append_column("scale", pa.array(scaling[1]))
     schema = with_record(table.schema, {"kind": "features", **record})
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)

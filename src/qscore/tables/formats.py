@@ -1,0 +1,238 @@
+"""One opener for each kind of file that holds embeddings: a new format is one function and one row of `OPENERS`."""
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qscore._validate import QScoreError, require
+from qscore.tables.records import read_record
+from qscore.tables.stores import Location
+from qscore.tables.vectors import check_vectors, choose_vector_column, vectors
+
+__all__ = ["OPENERS", "Batches", "Shard"]
+
+BATCH_BYTES = 16 * 2**20
+COLUMNS = ("id", "label", "path", "view")
+
+Batches = Iterator[tuple[np.ndarray, dict[str, pa.Array]]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of an embedding table."""
+
+    name: str
+    """As the user would write it."""
+    n_rows: int
+    n_features: int
+    dtype: np.dtype[Any]
+    columns: tuple[str, ...]
+    """Those of ``id``, ``label``, ``path`` and ``view`` that the file holds."""
+    record: dict[str, Any]
+    """The file's own metadata record."""
+    batches: Callable[[], Batches]
+    """Reads the rows in order, in batches of bounded size."""
+
+
+def open_npy(location: Location, column: str | None) -> Shard:
+    """Open a NumPy matrix, mapped into memory where it lies on the local disk."""
+    if location.local is not None:
+        return _matrix_shard(location, np.load(location.local, mmap_mode="r", allow_pickle=False))
+    stream = location.open()
+    shape, dtype = _npy_header(stream)
+    return _streamed_shard(location, shape, dtype, lambda: _after_header(location.open()))
+
+
+def open_npz(location: Location, column: str | None) -> Shard:
+    """Open an archive of NumPy arrays: the array ``embedding``, or the only matrix in it."""
+    with zipfile.ZipFile(location.open()) as archive:
+        headers = {}
+        for member in archive.namelist():
+            with archive.open(member) as array:
+                headers[member.removesuffix(".npy")] = _npy_header(array)
+    name = _choose_array({key: shape for key, (shape, _) in headers.items()}, column)
+
+    def rows() -> Any:
+        return _after_header(zipfile.ZipFile(location.open()).open(f"{name}.npy"))
+
+    return _streamed_shard(location, *headers[name], rows)
+
+
+def open_parquet(location: Location, column: str | None) -> Shard:
+    """Open a Parquet file; row groups are read ahead in pyarrow's threads."""
+    with pq.ParquetFile(location.open()) as parquet:
+        schema, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        name = choose_vector_column(schema, column)
+        if n_rows == 0:
+            raise QScoreError("expected at least one row, got an empty file")
+        first = vectors(next(parquet.iter_batches(1, columns=[name])).column(0))
+    columns = tuple(key for key in COLUMNS if key in schema.names)
+
+    def batches() -> Batches:
+        rows = _rows_per_batch(first)
+        with pq.ParquetFile(location.open(), pre_buffer=location.local is None) as parquet:
+            for batch in parquet.iter_batches(rows, columns=[name, *columns]):
+                yield _split(batch, name, columns, first.shape[1])
+
+    return _table_shard(location, n_rows, first, columns, read_record(schema), batches)
+
+
+def open_arrow(location: Location, column: str | None) -> Shard:
+    """Open an Arrow IPC file (or Feather V2), mapped into memory."""
+    with pa.ipc.open_file(location.open()) as reader:
+        schema = reader.schema
+        name = choose_vector_column(schema, column)
+        sizes = [reader.get_batch(k).num_rows for k in range(reader.num_record_batches)]
+        if not sum(sizes):
+            raise QScoreError("expected at least one row, got an empty file")
+        first = vectors(reader.get_batch(int(np.flatnonzero(sizes)[0])).column(name)[:1])
+    columns = tuple(key for key in COLUMNS if key in schema.names)
+
+    def batches() -> Batches:
+        rows = _rows_per_batch(first)
+        with pa.ipc.open_file(location.open()) as reader:
+            for k in range(reader.num_record_batches):
+                batch = reader.get_batch(k)
+                for start in range(0, batch.num_rows, rows):
+                    yield _split(batch.slice(start, rows), name, columns, first.shape[1])
+
+    return _table_shard(location, sum(sizes), first, columns, read_record(schema), batches)
+
+
+def open_torch(location: Location, column: str | None) -> Shard:
+    """Open a tensor, or the tensor ``embedding`` of a dictionary; pickles that hold more than tensors are refused."""
+    torch = require("torch", "vision")
+    if location.local is None:
+        raise QScoreError("PyTorch files are read from the local disk only; copy it, or convert it to .npy")
+    try:
+        content = torch.load(location.local, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged or foreign files
+        raise QScoreError("expected a file of tensors, as torch.save writes it; nothing else is unpickled") from error
+    if not isinstance(content, dict):
+        content = {"embedding": content}
+    tensors = {key: value for key, value in content.items() if torch.is_tensor(value)}
+    tensor = tensors[_choose_array({key: tuple(value.shape) for key, value in tensors.items()}, column)]
+    return _matrix_shard(location, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+
+def open_safetensors(location: Location, column: str | None) -> Shard:
+    """Open a safetensors file: the tensor ``embedding``, or the only matrix in it."""
+    safetensors = require("safetensors", "vision")
+    require("torch", "vision")
+    if location.local is None:
+        raise QScoreError("safetensors files are read from the local disk only; copy it, or convert it to .npy")
+    try:
+        archive = safetensors.safe_open(location.local, framework="pt")
+    except safetensors.SafetensorError as error:
+        raise QScoreError("damaged, or no safetensors file") from error
+    names = list(archive.keys())
+    tensor = archive.get_tensor(_choose_array({key: archive.get_slice(key).get_shape() for key in names}, column))
+    return _matrix_shard(location, (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+
+
+OPENERS: dict[str, Callable[[Location, str | None], Shard]] = {
+    ".parquet": open_parquet,
+    ".npy": open_npy,
+    ".npz": open_npz,
+    ".arrow": open_arrow,
+    ".feather": open_arrow,
+    ".pt": open_torch,
+    ".pth": open_torch,
+    ".safetensors": open_safetensors,
+}
+
+
+def _split(batch: pa.RecordBatch, name: str, columns: tuple[str, ...], width: int) -> tuple[np.ndarray, dict[str, Any]]:
+    embedding = vectors(batch.column(name))
+    if embedding.shape[1] != width:
+        raise QScoreError(f"ragged vectors: {embedding.shape[1]} values in one row, {width} in another")
+    return embedding, {key: batch.column(key) for key in columns}
+
+
+def _table_shard(
+    location: Location,
+    n_rows: int,
+    first: np.ndarray,
+    columns: tuple[str, ...],
+    record: dict[str, Any],
+    batches: Callable[[], Batches],
+) -> Shard:
+    check_vectors((n_rows, first.shape[1]), first.dtype)
+    return Shard(location.name, n_rows, first.shape[1], first.dtype, columns, record, batches)
+
+
+def _matrix_shard(location: Location, matrix: np.ndarray) -> Shard:
+    check_vectors(matrix.shape, matrix.dtype)
+
+    def batches() -> Batches:
+        rows = _rows_per_batch(matrix)
+        for start in range(0, len(matrix), rows):
+            yield np.asarray(matrix[start : start + rows]), {}
+
+    return Shard(location.name, matrix.shape[0], matrix.shape[1], matrix.dtype, (), {}, batches)
+
+
+def _streamed_shard(location: Location, shape: tuple[int, ...], dtype: Any, stream: Callable[[], Any]) -> Shard:
+    """Make a shard of a stream of rows, one after another."""
+    check_vectors(shape, dtype)
+    n, r = shape
+
+    def batches() -> Batches:
+        rows = max(1, BATCH_BYTES // (r * dtype.itemsize))
+        with stream() as source:
+            for start in range(0, n, rows):
+                count = min(rows, n - start) * r
+                values = np.frombuffer(_read_exactly(source, count * dtype.itemsize), dtype=dtype)
+                yield values.reshape(-1, r), {}
+
+    return Shard(location.name, n, r, dtype, (), {}, batches)
+
+
+def _read_exactly(source: Any, size: int) -> bytes:
+    parts = []
+    while size:
+        part = source.read(size)
+        if not part:
+            raise QScoreError("the file ends before its last row")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read a header; leaves the stream at the first value."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject:
+        raise QScoreError("an array of Python objects; nothing is unpickled")
+    if fortran and len(shape) > 1:
+        raise QScoreError("a matrix in Fortran order cannot be streamed; save it as a plain .npy in C order")
+    return shape, dtype
+
+
+def _after_header(stream: Any) -> Any:
+    _npy_header(stream)
+    return stream
+
+
+def _choose_array(shapes: dict[str, Any], wanted: str | None) -> str:
+    name = wanted or "embedding"
+    if name in shapes:
+        return name
+    if wanted is not None:
+        raise QScoreError(f"no array {wanted!r}, only {', '.join(shapes) or 'none'}")
+    matrices = [key for key, shape in shapes.items() if len(shape) == 2]
+    if len(matrices) != 1:
+        found = f"{len(matrices)} matrices ({', '.join(matrices)})" if matrices else "no matrix"
+        raise QScoreError(f"expected an array 'embedding' or a single matrix, got {found}; choose one with --column")
+    return matrices[0]
+
+
+def _rows_per_batch(sample: np.ndarray) -> int:
+    return max(1, BATCH_BYTES // int(sample.shape[1] * sample.dtype.itemsize))
