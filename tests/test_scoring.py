@@ -1,4 +1,5 @@
 import hashlib
+import sys
 
 import numpy as np
 import pyarrow as pa
