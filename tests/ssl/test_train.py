@@ -60,6 +60,10 @@ def press_ctrl_c(_method):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def ask_to_terminate(_method):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def spoil_weights(method):
     with torch.no_grad():
         method.head.layers[0].weight[0, 0] = float("nan")
@@ -143,6 +147,15 @@ def test_ctrl_c_saves_at_the_end_of_the_step(few_digits, trained, accumulated, t
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == -(-call // accumulate)
     again = train_tiny(few_digits, tmp_path, accumulate=accumulate)
     assert_same(again, trained if accumulate == 1 else accumulated)
+
+
+def test_sigterm_saves_at_the_end_of_the_step(few_digits, trained, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_call(patch, 5, ask_to_terminate)
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(few_digits, tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert_same(train_tiny(few_digits, tmp_path), trained)
 
 
 def test_a_second_ctrl_c_stops_at_once(few_digits, tmp_path, monkeypatch):

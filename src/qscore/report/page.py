@@ -107,7 +107,8 @@ def _samples(rows: pa.Table, evaluation: pa.Table | None) -> dict[str, list[dict
         columns = (evaluation.column(name).to_pylist() for name in ("id", "predicted", "correct"))
         outcomes = {key: (predicted, correct) for key, predicted, correct in zip(*columns, strict=True)}
         rows = rows.filter(pa.compute.is_in(rows.column("id"), evaluation.column("id").combine_chunks()))
-    valid = np.flatnonzero(rows.column("valid").to_numpy())
+    # Shuffled first: rows often tie at 0, and those at the top of the table are no better an example than others.
+    valid = np.random.default_rng(0).permutation(np.flatnonzero(rows.column("valid").to_numpy()))
     order = valid[np.argsort(rows.column("q_score").to_numpy()[valid], kind="stable")]
     chosen = {"lowest": order[:SAMPLES], "highest": order[::-1][:SAMPLES]}
     return {name: [_sample(rows.slice(int(i), 1), outcomes) for i in picked] for name, picked in chosen.items()}

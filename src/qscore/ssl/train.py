@@ -98,7 +98,7 @@ def pretrain(
     QScoreError
         If an argument or an image cannot be used, the folder holds something else, or the loss is not finite.
     KeyboardInterrupt
-        After Ctrl-C, with all that was done in ``last.ckpt``.
+        After Ctrl-C or SIGTERM, with all that was done in ``last.ckpt``.
     """
     if seed < 0:
         raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")

@@ -21,12 +21,12 @@ __all__ = ["AtomicCheckpoints", "Interrupted", "Watch", "hold_interrupts", "quie
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
-    """The user pressed Ctrl-C, and the training has been saved."""
+    """Ctrl-C was pressed, or SIGTERM came, and the training has been saved."""
 
 
 @final
 class Watch(Callback):
-    """Reports progress, refuses a loss that is not finite, and saves after each epoch and on Ctrl-C.
+    """Reports progress, refuses a loss that is not finite, and saves after each epoch and when told to stop.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Watch(Callback):
         QScoreError
             If the loss was not finite.
         Interrupted
-            After Ctrl-C.
+            After Ctrl-C or SIGTERM.
         """
         loss = self._check_latest(trainer)
         accumulate = trainer.accumulate_grad_batches
@@ -76,7 +76,7 @@ class Watch(Callback):
         QScoreError
             If the loss was not finite.
         Interrupted
-            After Ctrl-C.
+            After Ctrl-C or SIGTERM.
         """
         self._save(trainer, module)
         self._stop_if_asked(trainer, module, saved=True)
@@ -97,7 +97,8 @@ class Watch(Callback):
         trainer.save_checkpoint(self._checkpoint)
 
     def _stop_if_asked(self, trainer: Trainer, module: LightningModule, *, saved: bool = False) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._interrupted(), all=False):  # processes stop together
+        asked = self._interrupted() or trainer.received_sigterm
+        if trainer.strategy.reduce_boolean_decision(asked, all=False):  # processes stop together
             if not saved:
                 self._save(trainer, module)
             raise Interrupted
