@@ -183,13 +183,12 @@ def test_another_training_in_the_folder_is_refused_with_the_difference(few_digit
         train_tiny(few_digits, trained, overrides=TINY["overrides"] | {"lr": 0.5})
 
 
-def test_a_folder_with_other_files_is_refused_and_kept_by_overwrite(few_digits, tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_with_other_files_is_refused(few_digits, tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("four years")
-    with pytest.raises(QScoreError, match="exists and is not empty"):
-        train_tiny(few_digits, tmp_path)
+    with pytest.raises(QScoreError, match="exists and holds no training; name another folder"):
+        train_tiny(few_digits, tmp_path, overwrite=overwrite)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
-    train_tiny(few_digits, tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "four years"
 
 
 def test_overwrite_starts_anew(few_digits, trained, tmp_path, monkeypatch):
