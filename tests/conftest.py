@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does; torch is not loaded yet
+
 
 @pytest.fixture
 def rng():

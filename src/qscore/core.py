@@ -1,7 +1,8 @@
 """The paper in one file: every formula of Q-Score, as plain functions over NumPy arrays or PyTorch tensors.
 
 Kalibhat, Narang, Firooz, Sanjabi, Feizi: "Measuring Self-Supervised Representation Quality for Downstream
-Classification using Discriminative Features", AAAI 2024, arXiv 2203.01881. The symbols are the paper's:
+Classification using Discriminative Features", AAAI 2024, arXiv 2203.01881. The symbols are the paper's, for n images i
+and r features j, of which k are discriminative:
 
     epsilon        how many standard deviations above its row's mean a value must lie to count; 4 in the paper
     H      (n, r)  representations: row h_i is what the encoder gives for image i, before the projection head
@@ -236,7 +237,8 @@ def automatic_epsilon(
 ) -> float:
     """Return the largest epsilon of the grid at which 95 % of the valid, non-constant rows keep a feature of D.
 
-    D is found anew at each of 4.0, 3.9, ..., 1.5; the answer is 1.5 where none will do. Callers warn of that.
+    D is found anew at each of 4.0, 3.9, ..., 1.5; the answer is 1.5 where none will do, or no row counts. Callers warn
+    of that, and refuse r <= 3, where no value of the grid can be reached.
     """
     xp = array_namespace(H)
     _, sigma = moments(H)
@@ -253,7 +255,10 @@ def automatic_epsilon(
 
 
 def robust_scaling(H: Float[Any, "n r"]) -> tuple[Float[Any, " r"], Float[Any, " r"]]:
-    """Return each feature's median and 1.4826 MAD over the valid rows; where the MAD is 0, the standard deviation."""
+    """Return each feature's median and 1.4826 times its median absolute deviation (MAD) over the valid rows.
+
+    Where the MAD is 0 the standard deviation stands instead.
+    """
     xp = array_namespace(H)
     H = xp.astype(H[valid_rows(H)], xp.float64)
     low, high = (len(H) - 1) // 2, len(H) // 2  # the middle row, twice, or the two middle rows
