@@ -243,3 +243,12 @@ def test_something_else_is_not_a_score_table(tmp_path):
         read_scores(tmp_path / "x.parquet")
     with pytest.raises(QScoreError, match="expected a table of features"):
         read_features(tmp_path / "x.parquet")
+
+
+def test_shards_whose_labels_differ_in_type_are_refused(tmp_path, H):
+    for k, labels in enumerate((list(range(200)), [str(i) for i in range(200)])):
+        columns = {"id": pa.array([f"{k}-{i}" for i in range(200)]), "label": pa.array(labels)}
+        write_shard(tmp_path / "e" / f"{k}.parquet", H, columns, {})
+    with pytest.raises(QScoreError, match="shards differ in the type of 'label': int64 in some, string in others"):
+        score(tmp_path / "e", tmp_path / "s.parquet", epsilon=3.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]

@@ -101,7 +101,11 @@ class Spill:
                 self.unit_norm &= bool((np.abs(plain.l2_norm[plain.valid] - 1) < UNIT_NORM).all())
                 rows = pa.record_batch({**batch.columns, **self._columns(batch.embedding, plain, threads)})
                 if writer is None:
-                    writer = pa.ipc.new_file(file, rows.schema)
+                    writer, schema = pa.ipc.new_file(file, rows.schema), rows.schema
+                changed = [name for name in schema.names if rows.schema.field(name) != schema.field(name)]
+                if changed:
+                    kinds = f"{schema.field(changed[0]).type} in some, {rows.schema.field(changed[0]).type} in others"
+                    raise QScoreError(f"{self.table.name}: shards differ in the type of {changed[0]!r}: {kinds}")
                 writer.write_batch(rows)
                 advance(len(batch))
             if writer is not None:
