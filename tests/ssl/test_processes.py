@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -43,7 +43,8 @@ def test_killed_again_and_again_the_training_ends_with_the_same_weights(tmp_path
         process = start(tmp_path / "killed", processes)
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
         while process.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before):
-            time.sleep(0.003)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.003)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert 0 < torch.load(checkpoint, weights_only=True)["global_step"] < 200

@@ -123,7 +123,7 @@ class Scan:
         offsets = np.cumsum([0] + [len(scan.active) for scan in scans])
         columns = ("mean", "std", "max", "l1_norm", "l2_norm", "active", "deviation", "valid")
         joined: dict[str, Any] = {name: np.concatenate([getattr(scan, name) for scan in scans]) for name in columns}
-        starts = [scan.indptr[:-1] + offset for scan, offset in zip(scans, offsets, strict=False)]
+        starts = [scan.indptr[:-1] + offset for scan, offset in zip(scans, offsets[:-1], strict=True)]
         return replace(
             first,
             **joined,
