@@ -18,7 +18,7 @@ from qscore._files import atomic_path
 from qscore._validate import QScoreError
 from qscore.tables.formats import COLUMNS, OPENERS, Batches, Shard
 from qscore.tables.records import one_line, with_record
-from qscore.tables.stores import Location, locate
+from qscore.tables.stores import RETRIES, Location, locate
 
 __all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "write_shard"]
 
@@ -33,6 +33,8 @@ class EmbeddingBatch:
     """(b, r) float16, float32 or float64."""
     columns: dict[str, pa.Array]
     """``id`` (always, as strings), and ``label``, ``path``, ``view`` where the table has them."""
+    segment: int = 0
+    """Which segment of the table they belong to."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -64,26 +66,38 @@ class EmbeddingTable:
         """What the table says of itself: encoder, checkpoint, preprocessing, non-negativity."""
         return self.shards[0].record
 
-    def batches(self) -> Iterator[EmbeddingBatch]:
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """Shard and segment of it, for every part that can be read on its own, in order."""
+        return [(i, k) for i, shard in enumerate(self.shards) for k in range(len(shard.segments))]
+
+    def batches(self, first: int = 0) -> Iterator[EmbeddingBatch]:
         """Read the rows in order, ahead of the caller in a thread of its own. Ids default to the row number.
+
+        Parameters
+        ----------
+        first : int, default=0
+            The segment to begin with.
 
         Raises
         ------
         QScoreError
-            If a shard cannot be read, or has null or ragged vectors; it is named.
+            If a shard cannot be read, or has null or ragged vectors; it is named. Reading is tried three times.
         """
-        return _ahead(self._batches())
+        return _ahead(self._batches(first))
 
-    def _batches(self) -> Iterator[EmbeddingBatch]:
-        row = 0
-        for shard in self.shards:
+    def _batches(self, first: int) -> Iterator[EmbeddingBatch]:
+        row_of = np.cumsum([0, *(shard.n_rows for shard in self.shards)])
+        for number, (i, k) in enumerate(self.segments[first:], first):
+            shard = self.shards[i]
+            row = int(row_of[i]) + shard.segments[k]
             try:
-                for embedding, columns in shard.batches():
+                for embedding, columns in _persistent(shard, k):
                     columns = {name: _plain(name, column) for name, column in columns.items()}
                     if "id" not in columns:
                         columns["id"] = pa.array(np.arange(row, row + len(embedding))).cast(pa.string())
                     row += len(embedding)
-                    yield EmbeddingBatch(embedding, columns)
+                    yield EmbeddingBatch(embedding, columns, number)
             except QScoreError as error:
                 raise QScoreError(f"{shard.name}: {error}") from error
             except (OSError, pa.ArrowException) as error:
@@ -94,6 +108,22 @@ class EmbeddingTable:
         batches = list(self.batches())
         columns = {name: pa.concat_arrays([batch.columns[name] for batch in batches]) for name in batches[0].columns}
         return EmbeddingBatch(np.concatenate([batch.embedding for batch in batches]), columns)
+
+
+def _persistent(shard: Shard, segment: int) -> Batches:
+    """Read a segment; a store that fails on the way is asked again for what is still missing."""
+    done = failures = 0
+    while True:
+        try:
+            for number, batch in enumerate(shard.batches(segment)):
+                if number >= done:
+                    yield batch
+                    done, failures = number + 1, 0
+            return
+        except OSError:
+            failures += 1
+            if failures == RETRIES:
+                raise
 
 
 def _ahead(batches: Iterator[EmbeddingBatch]) -> Iterator[EmbeddingBatch]:
@@ -228,10 +258,10 @@ def _joined(shard: Shard, metadata: Location) -> Shard:
     if "path" not in sources and "image_path" in names:  # clip-retrieval's name
         sources["path"] = "image_path"
 
-    def batches() -> Batches:
+    def batches(segment: int) -> Batches:
         rows = pq.read_table(metadata.open(), columns=list(sources.values()))
-        start = 0
-        for embedding, _ in shard.batches():
+        start = shard.segments[segment]
+        for embedding, _ in shard.batches(segment):
             part = rows.slice(start, len(embedding)).combine_chunks()
             start += len(embedding)
             yield embedding, {key: _chunk(part.column(name)) for key, name in sources.items()}

@@ -1,4 +1,7 @@
-"""One opener for each kind of file that holds embeddings: a new format is one function and one row of `OPENERS`."""
+"""One opener for each kind of file that holds embeddings: a new format is one function and one row of `OPENERS`.
+
+A shard is read in segments of about 256 MiB: what was done with one is done, and reading can begin at any of them.
+"""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from qscore.tables.vectors import check_vectors, choose_vector_column, vectors
 __all__ = ["OPENERS", "Batches", "Shard"]
 
 BATCH_BYTES = 16 * 2**20
+SEGMENT_BYTES = 256 * 2**20
 COLUMNS = ("id", "label", "path", "view")
 
 Batches = Iterator[tuple[np.ndarray, dict[str, pa.Array]]]
@@ -35,14 +39,18 @@ class Shard:
     """Those of ``id``, ``label``, ``path`` and ``view`` that the file holds."""
     record: dict[str, Any]
     """The file's own metadata record."""
-    batches: Callable[[], Batches]
-    """Reads the rows in order, in batches of bounded size."""
+    segments: tuple[int, ...]
+    """The rows at which segments begin; the first is 0."""
+    batches: Callable[[int], Batches]
+    """Reads the rows of the k-th segment in order, in batches of bounded size."""
+    stamp: tuple[int, int]
+    """Size and time of the last change of the file."""
 
 
 def open_npy(location: Location, column: str | None) -> Shard:
     """Open a NumPy matrix, mapped into memory where it lies on the local disk."""
-    if location.local is not None:
-        return _matrix_shard(location, np.load(location.local, mmap_mode="r", allow_pickle=False))
+    if (path := location.local) is not None:
+        return _matrix_shard(location, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     stream = location.open()
     shape, dtype = _npy_header(stream)
     return _streamed_shard(location, shape, dtype, lambda: _after_header(location.open()))
@@ -71,15 +79,21 @@ def open_parquet(location: Location, column: str | None) -> Shard:
         if n_rows == 0:
             raise QScoreError("expected at least one row, got an empty file")
         first = vectors(next(parquet.iter_batches(1, columns=[name])).column(0))
+        sizes = [parquet.metadata.row_group(k).num_rows for k in range(parquet.metadata.num_row_groups)]
     columns = tuple(key for key in COLUMNS if key in schema.names)
+    groups = _grouped(sizes, first)
 
-    def batches() -> Batches:
+    def batches(segment: int) -> Batches:
         rows = _rows_per_batch(first)
-        with pq.ParquetFile(location.open(), pre_buffer=location.local is None) as parquet:
-            for batch in parquet.iter_batches(rows, columns=[name, *columns]):
+        with (
+            location.reading() as (file, forget),
+            pq.ParquetFile(file, pre_buffer=location.local is None) as parquet,
+        ):
+            for batch in parquet.iter_batches(rows, row_groups=groups[segment], columns=[name, *columns]):
                 yield _split(batch, name, columns, first.shape[1])
+                forget(batch.nbytes)
 
-    return _table_shard(location, n_rows, first, columns, read_record(schema), batches)
+    return _table_shard(location, sizes, first, columns, read_record(schema), batches)
 
 
 def open_arrow(location: Location, column: str | None) -> Shard:
@@ -93,15 +107,18 @@ def open_arrow(location: Location, column: str | None) -> Shard:
         first = vectors(reader.get_batch(int(np.flatnonzero(sizes)[0])).column(name)[:1])
     columns = tuple(key for key in COLUMNS if key in schema.names)
 
-    def batches() -> Batches:
+    groups = _grouped(sizes, first)
+
+    def batches(segment: int) -> Batches:
         rows = _rows_per_batch(first)
-        with pa.ipc.open_file(location.open()) as reader:
-            for k in range(reader.num_record_batches):
+        with location.reading() as (file, forget), pa.ipc.open_file(file) as reader:
+            for k in groups[segment]:
                 batch = reader.get_batch(k)
                 for start in range(0, batch.num_rows, rows):
                     yield _split(batch.slice(start, rows), name, columns, first.shape[1])
+                    forget(BATCH_BYTES)
 
-    return _table_shard(location, sum(sizes), first, columns, read_record(schema), batches)
+    return _table_shard(location, sizes, first, columns, read_record(schema), batches)
 
 
 def open_torch(location: Location, column: str | None) -> Shard:
@@ -109,15 +126,20 @@ def open_torch(location: Location, column: str | None) -> Shard:
     torch = require("torch", "vision")
     if location.local is None:
         raise QScoreError("PyTorch files are read from the local disk only; copy it, or convert it to .npy")
-    try:
-        content = torch.load(location.local, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged or foreign files
-        raise QScoreError("expected a file of tensors, as torch.save writes it; nothing else is unpickled") from error
-    if not isinstance(content, dict):
-        content = {"embedding": content}
-    tensors = {key: value for key, value in content.items() if torch.is_tensor(value)}
-    tensor = tensors[_choose_array({key: tuple(value.shape) for key, value in tensors.items()}, column)]
-    return _matrix_shard(location, (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+
+    def matrix() -> Any:
+        try:
+            content = torch.load(location.local, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # torch raises many kinds for damaged or foreign files
+            raise QScoreError(
+                "expected a file of tensors, as torch.save writes it; nothing else is unpickled"
+            ) from error
+        if not isinstance(content, dict):
+            content = {"embedding": content}
+        tensors = {key: value for key, value in content.items() if torch.is_tensor(value)}
+        return tensors[_choose_array({key: tuple(value.shape) for key, value in tensors.items()}, column)]
+
+    return _matrix_shard(location, matrix)
 
 
 def open_safetensors(location: Location, column: str | None) -> Shard:
@@ -126,13 +148,16 @@ def open_safetensors(location: Location, column: str | None) -> Shard:
     require("torch", "vision")
     if location.local is None:
         raise QScoreError("safetensors files are read from the local disk only; copy it, or convert it to .npy")
-    try:
-        archive = safetensors.safe_open(location.local, framework="pt")
-    except safetensors.SafetensorError as error:
-        raise QScoreError("damaged, or no safetensors file") from error
-    names = list(archive.keys())
-    tensor = archive.get_tensor(_choose_array({key: archive.get_slice(key).get_shape() for key in names}, column))
-    return _matrix_shard(location, (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+
+    def matrix() -> Any:
+        try:
+            archive = safetensors.safe_open(location.local, framework="pt")
+        except safetensors.SafetensorError as error:
+            raise QScoreError("damaged, or no safetensors file") from error
+        shapes = {key: archive.get_slice(key).get_shape() for key in list(archive.keys())}
+        return archive.get_tensor(_choose_array(shapes, column))
+
+    return _matrix_shard(location, matrix)
 
 
 OPENERS: dict[str, Callable[[Location, str | None], Shard]] = {
@@ -154,27 +179,57 @@ def _split(batch: pa.RecordBatch, name: str, columns: tuple[str, ...], width: in
     return embedding, {key: batch.column(key) for key in columns}
 
 
+def _grouped(sizes: list[int], sample: np.ndarray) -> list[list[int]]:
+    """Gather the row groups of a file into segments."""
+    limit = max(1, SEGMENT_BYTES // (sample.shape[1] * sample.dtype.itemsize))
+    groups: list[list[int]] = [[]]
+    rows = 0
+    for k, size in enumerate(sizes):
+        if rows >= limit:
+            groups.append([])
+            rows = 0
+        groups[-1].append(k)
+        rows += size
+    return groups
+
+
 def _table_shard(
     location: Location,
-    n_rows: int,
+    sizes: list[int],
     first: np.ndarray,
     columns: tuple[str, ...],
     record: dict[str, Any],
-    batches: Callable[[], Batches],
+    batches: Callable[[int], Batches],
 ) -> Shard:
-    check_vectors((n_rows, first.shape[1]), first.dtype)
-    return Shard(location.name, n_rows, first.shape[1], first.dtype, columns, record, batches)
+    """Make a shard of row groups of the given sizes."""
+    check_vectors((sum(sizes), first.shape[1]), first.dtype)
+    starts = [0, *np.cumsum(sizes).tolist()]
+    segments = tuple(starts[group[0]] for group in _grouped(sizes, first))
+    n, r = sum(sizes), first.shape[1]
+    return Shard(location.name, n, r, first.dtype, columns, record, segments, batches, location.stamp)
 
 
-def _matrix_shard(location: Location, matrix: np.ndarray) -> Shard:
-    check_vectors(matrix.shape, matrix.dtype)
+def _matrix_shard(location: Location, matrix: Callable[[], Any]) -> Shard:
+    """Make a shard of a matrix or tensor that can be opened again, which lets go of what was read of it."""
 
-    def batches() -> Batches:
-        rows = _rows_per_batch(matrix)
-        for start in range(0, len(matrix), rows):
-            yield np.asarray(matrix[start : start + rows]), {}
+    def part(start: int, stop: int | None) -> np.ndarray:
+        rows = matrix()[start:stop]
+        return np.asarray(rows.float() if str(rows.dtype) == "torch.bfloat16" else rows)
 
-    return Shard(location.name, matrix.shape[0], matrix.shape[1], matrix.dtype, (), {}, batches)
+    whole = matrix()
+    check_vectors(whole.shape, part(0, 1).dtype)
+    sample = part(0, 1)
+    rows = _rows_per_batch(sample)
+    step = rows * max(1, SEGMENT_BYTES // BATCH_BYTES)
+    segments = tuple(range(0, len(whole), step))
+
+    def batches(segment: int) -> Batches:
+        values = part(segments[segment], segments[segment] + step)
+        for start in range(0, len(values), rows):
+            yield values[start : start + rows], {}
+
+    n, r = whole.shape
+    return Shard(location.name, n, r, sample.dtype, (), {}, segments, batches, location.stamp)
 
 
 def _streamed_shard(location: Location, shape: tuple[int, ...], dtype: Any, stream: Callable[[], Any]) -> Shard:
@@ -182,7 +237,7 @@ def _streamed_shard(location: Location, shape: tuple[int, ...], dtype: Any, stre
     check_vectors(shape, dtype)
     n, r = shape
 
-    def batches() -> Batches:
+    def batches(_: int) -> Batches:
         rows = max(1, BATCH_BYTES // (r * dtype.itemsize))
         with stream() as source:
             for start in range(0, n, rows):
@@ -190,7 +245,7 @@ def _streamed_shard(location: Location, shape: tuple[int, ...], dtype: Any, stre
                 values = np.frombuffer(_read_exactly(source, count * dtype.itemsize), dtype=dtype)
                 yield values.reshape(-1, r), {}
 
-    return Shard(location.name, n, r, dtype, (), {}, batches)
+    return Shard(location.name, n, r, dtype, (), {}, (0,), batches, location.stamp)
 
 
 def _read_exactly(source: Any, size: int) -> bytes:

@@ -1,6 +1,9 @@
 """Where tables lie: the local disk, or an object store through pyarrow's file systems (fsspec where it knows more)."""
 
 import importlib.util
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from qscore.tables.records import one_line
 __all__ = ["Location", "locate"]
 
 RETRIES = 3
+FORGET_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,35 @@ class Location:
         if self.local is not None:
             return pa.memory_map(self.path)
         return retried(lambda: self.filesystem.open_input_file(self.path), self.name)
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[Any, Callable[[int], None]]]:
+        """Give a file to read from beginning to end, and a function to call with the bytes read since the last call.
+
+        Pages of a mapped file stay resident until somebody else wants the memory; that function lets go of them.
+        """
+        if self.local is None:
+            with self.open() as file:
+                yield file, lambda _: None
+            return
+        with self.local.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        read = 0
+
+        def forget(size: int) -> None:
+            nonlocal read
+            read += size
+            if read >= FORGET_BYTES and hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                read = 0
+
+        yield pa.BufferReader(pa.py_buffer(mapped)), forget
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the last change, in nanoseconds: what tells that a file is still the same."""
+        info = retried(lambda: self.filesystem.get_file_info(self.path), self.name)
+        return info.size or 0, info.mtime_ns or 0
 
     def children(self) -> list["Location"]:
         """List a folder by name, without hidden files; empty where this is no folder."""
