@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from reference import paper
+from reference import compression, paper
 
 from qscore import core
 
@@ -96,6 +96,22 @@ def test_ties_in_the_rate_rank_by_index_and_silent_features_are_dropped():
     rates = np.array([0.0, 0.5, 0.5, 0.5, 0.0, 0.5])
     assert core.discriminative_features(rates, 0.0, 0.5).tolist() == [1]
     assert core.discriminative_features(rates, 0.5, 1.0).tolist() == [2, 3, 5]
+
+
+@backends
+@settings(max_examples=150, deadline=None)
+@given(counts=st.lists(st.integers(0, 4), min_size=2, max_size=300), percent=st.integers(1, 100))
+def test_kept_features_equal_exact_arithmetic(backend, counts, percent):
+    kept = np.asarray(core.kept_features(backend(np.array(counts)), percent / 100))
+    assert kept.tolist() == compression.kept_features(counts, percent / 100)
+
+
+def test_kept_features_contain_the_band_and_some_that_never_fire():
+    counts = np.array([0, 0, 0, 0, 0, 0, 0, 1, 2, 3] * 10)
+    assert len(core.kept_features(counts, 0.6)) == 60 and len(core.kept_features(counts, 1.0)) == 100
+    assert (counts[core.kept_features(counts, 0.6)] == 0).any()
+    D = core.discriminative_features(counts)
+    assert set(D) < set(core.kept_features(counts, 0.45)) < set(core.kept_features(counts, 0.6))
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qscore import QScoreError
-from qscore._validate import check_band, check_epsilon, check_matrix, nearest, require
+from qscore._validate import check_band, check_epsilon, check_keep, check_matrix, nearest, require
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,13 @@ def test_epsilon_out_of_reach_names_the_bound_and_the_cure():
 def test_band_must_be_ordered_and_inside_zero_one(lower, upper):
     with pytest.raises(QScoreError, match="0 <= lower < upper <= 1"):
         check_band(lower, upper)
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01, float("nan"), True, "0.6"])
+def test_keep_must_be_a_share(keep):
+    with pytest.raises(QScoreError, match=r"keep: expected a share of the features in \(0, 1\]"):
+        check_keep(keep)
+    check_keep(1)
 
 
 def test_a_missing_extra_names_its_cure():

@@ -6,15 +6,20 @@ __version__ = "0.1.0"
 
 # Public name -> room. Looked up on first use, so that `import qscore` loads neither torch nor scikit-learn.
 _ROOMS = {
+    "DiscriminativeFeatureSelector": "estimator",
+    "Drift": "estimator",
     "Encoder": "encoders",
     "QScoreError": "_validate",
     "QScorer": "estimator",
     "Scan": "kernels",
     "activation_rates": "core",
+    "compress": "scoring",
     "discriminative_features": "core",
     "embed": "embedding",
     "evaluate_scores": "evaluate",
     "load_encoder": "encoders",
+    "load_scorer": "scoring",
+    "merge_features": "scoring",
     "pretrain": "ssl",
     "q_score": "core",
     "q_score_v1": "core",

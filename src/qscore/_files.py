@@ -5,14 +5,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qscore._validate import QScoreError
 
-__all__ = ["atomic_path", "check_output", "sha256", "to_json"]
+__all__ = ["atomic_path", "check_new_table", "check_output", "sha256", "to_json"]
 
 
 @contextmanager
@@ -52,6 +52,25 @@ def check_output(path: str | Path, *, overwrite: bool) -> Path:
         raise QScoreError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise QScoreError(f"{path} exists; choose another name, or overwrite it with --overwrite")
+    return path
+
+
+def check_new_table(path: str | Path, inputs: Iterable[str | Path], *, overwrite: bool) -> Path:
+    """Refuse a Parquet output that exists, or that would fall on or into one of the inputs, whatever is asked.
+
+    Raises
+    ------
+    QScoreError
+        If so, or if the name does not end in ``.parquet``.
+    """
+    path = check_output(path, overwrite=overwrite)
+    if path.suffix != ".parquet":
+        raise QScoreError(f"{path}: expected a name that ends in .parquet")
+    for source in inputs:
+        if path.resolve() == Path(source).resolve():
+            raise QScoreError(f"{path} is an input, and would be overwritten; choose another name")
+        if Path(source).resolve() in path.resolve().parents:
+            raise QScoreError(f"{path} would be written into the table {source} itself; choose another place")
     return path
 
 

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-__all__ = ["QScoreError", "check_band", "check_epsilon", "check_features", "check_matrix", "nearest", "require"]
+__all__ = [
+    "QScoreError",
+    "check_band",
+    "check_epsilon",
+    "check_features",
+    "check_keep",
+    "check_matrix",
+    "nearest",
+    "require",
+]
 
 
 class QScoreError(ValueError):
@@ -125,3 +134,16 @@ def check_band(lower: float, upper: float) -> None:
     """
     if not 0.0 <= lower < upper <= 1.0:
         raise QScoreError(f"lower, upper: expected 0 <= lower < upper <= 1, got lower={lower!r}, upper={upper!r}")
+
+
+def check_keep(keep: Any) -> None:
+    """Refuse a share of features to keep outside (0, 1].
+
+    Raises
+    ------
+    QScoreError
+        Naming the value.
+    """
+    number = isinstance(keep, numbers.Real) and not isinstance(keep, bool)
+    if not number or not 0.0 < keep <= 1.0:
+        raise QScoreError(f"keep: expected a share of the features in (0, 1], got {keep!r}")

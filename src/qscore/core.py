@@ -24,7 +24,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 from jaxtyping import Bool, Float, Integer
 
-from qscore._validate import check_band, check_epsilon, check_features, check_matrix
+from qscore._validate import check_band, check_epsilon, check_features, check_keep, check_matrix
 
 TIE_MARGIN = 1e-9  # k equal peaks among zeros lie exactly on the threshold for some k: ties stay out
 EPSILON_GRID = tuple(k / 10 for k in range(40, 14, -1))
@@ -149,6 +149,17 @@ def discriminative_features(
     start, stop = rank_band(rates.shape[0], lower, upper)
     band = xp.argsort(rates, stable=True)[start:stop]
     return xp.sort(band[rates[band] > 0])
+
+
+def kept_features(rates: Float[Any, " r"] | Integer[Any, " r"], keep: float = 0.6) -> Integer[Any, " k"]:
+    """Return the features a compressed representation keeps: A's ranks ``[max(0, 0.95 - keep), max(0.95, keep)]``.
+
+    Ascending; features that never fire are kept where those ranks hold some, unlike in D.
+    """
+    check_keep(keep)
+    xp = array_namespace(rates)
+    start, stop = rank_band(rates.shape[0], max(0.0, 0.95 - keep), max(0.95, keep))
+    return xp.sort(xp.argsort(rates, stable=True)[start:stop])
 
 
 def q_score(

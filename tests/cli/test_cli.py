@@ -20,9 +20,11 @@ def matrix(tmp_path, relu_table):
     return tmp_path / "e.npy"
 
 
-@pytest.mark.parametrize("verb", ["demo", "pretrain", "embed", "score", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "pretrain", "embed", "score", "compress", "features merge", "evaluate", "report"]
+)
 def test_every_verb_has_help_with_an_example(verb):
-    done = qscore(verb, "--help")
+    done = qscore(*verb.split(), "--help")
     assert done.returncode == 0
     assert f"qscore {verb}" in done.stdout.split("Example:")[1]
 
@@ -35,6 +37,19 @@ def test_score_prints_a_summary_or_json(tmp_path, matrix):
     assert data["n"] == 200 and data["epsilon"] == 3.0 and done.stdout.count("\n") == 1
 
 
+def test_compress_and_merge_print_what_they_wrote(tmp_path, matrix):
+    done = qscore("compress", matrix, "--keep", "0.5", "--out", tmp_path / "small.parquet", "--epsilon", "3")
+    assert done.returncode == 0 and "200 rows, 33 of 64 features kept" in done.stdout
+    for name, rows in {"a": slice(80), "b": slice(80, None)}.items():
+        np.save(tmp_path / f"{name}.npy", np.load(matrix)[rows])
+        qscore("score", f"{name}.npy", "--out", f"{name}.parquet", "--epsilon", "3", cwd=tmp_path)
+    merge = ["features", "merge", "a.features.parquet", "b.features.parquet", "--json", "--out"]
+    data = json.loads(qscore(*merge, "all.parquet", cwd=tmp_path).stdout)
+    assert data["features"] == "all.parquet" and (data["n_tables"], data["n"], data["n_features"]) == (2, 200, 64)
+    done = qscore("compress", matrix, "--features", "all.parquet", "--out", "t.parquet", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["n_kept"] == 39
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -44,6 +59,10 @@ def test_score_prints_a_summary_or_json(tmp_path, matrix):
             "expected a positive number or 'auto', got 'much'",
         ),
         (["score", "e.npy", "--out", "s.parquet", "--epsilon", "9"], "with 64 features no value lies more than"),
+        (["compress", "nowhere.npy", "--out", "s.parquet"], "error: nowhere.npy: no such file or folder"),
+        (["compress", "e.npy", "--out", "s.parquet", "--keep", "1.5"], "keep: expected a share of the features in"),
+        (["compress", "e.npy", "--out", "s.parquet", "--features", "no.parquet"], "no.parquet: no such file"),
+        (["features", "merge", "a.parquet", "b.parquet", "--out", "c.parquet"], "a.parquet: no such file"),
         (["evaluate", "nowhere.parquet", "--embeddings", "e.npy"], "nowhere.parquet: no such file"),
         (["report", "nowhere"], "nowhere: no such run directory"),
         (["embed", "nowhere", "--encoder", "x", "--out", "out"], "nowhere"),

@@ -24,6 +24,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+features_app = typer.Typer(
+    help="Work with feature tables.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(features_app, name="features")
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
@@ -201,6 +209,63 @@ def score(
         overwrite=overwrite,
     )
     return Outcome({"scores": str(out), **asdict(summary)}, _summary(asdict(summary), out))
+
+
+@app.command()
+@verb
+def compress(
+    embeddings: Annotated[str, typer.Argument(help="A file, a directory of shards, or a URI of either.")],
+    out: Annotated[Path, typer.Option(help="Embedding table to write (Parquet).")],
+    keep: Annotated[float, typer.Option(help="Share of the features to keep, in (0, 1].")] = 0.6,
+    epsilon: Annotated[
+        str | None,
+        typer.Option(
+            help="Standard deviations above a row's mean at which a feature is highly active, or 'auto'.",
+            show_default="4",
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Rank the features by the counts of this feature table instead.")
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="The column of vectors, where there are several.")] = None,
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Keep a share of the features, chosen without labels, and write a narrower embedding table.
+
+    Example:  qscore compress embeddings --keep 0.6 --out small.parquet
+    """
+    from qscore.scoring import compress as run
+
+    summary = run(
+        embeddings,
+        out,
+        keep=keep,
+        epsilon=_epsilon(epsilon),
+        features=features,
+        column=column,
+        overwrite=overwrite,
+    )
+    silent = f", {summary.n_silent:,} of which never fire" if summary.n_silent else ""
+    text = f"{summary.n:,} rows, {summary.n_kept:,} of {summary.n_features:,} features kept{silent}: {out}"
+    return Outcome({"embeddings": str(out), **asdict(summary)}, [text])
+
+
+@features_app.command()
+@verb
+def merge(
+    tables: Annotated[list[Path], typer.Argument(help="Feature tables of rows that do not overlap.")],
+    out: Annotated[Path, typer.Option(help="Feature table to write (Parquet).")],
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Merge feature tables, such as different days', into the table of all their rows.
+
+    Example:  qscore features merge monday.features.parquet tuesday.features.parquet --out week.features.parquet
+    """
+    from qscore.scoring import merge_features
+
+    summary = merge_features(tables, out, overwrite=overwrite)
+    text = f"{summary.n:,} rows, {summary.n_features:,} features, {summary.n_discriminative:,} discriminative: {out}"
+    return Outcome({"features": str(out), **asdict(summary)}, [text])
 
 
 @app.command()

@@ -1,6 +1,19 @@
-"""Embedding table in, score table and feature table out."""
+"""Embedding table in, score table and feature table out; and what a feature table is good for."""
 
+from qscore.scoring.compression import CompressionSummary, compress
+from qscore.scoring.features import MergeSummary, load_scorer, merge_features
 from qscore.scoring.score import score
 from qscore.scoring.summary import ScoreSummary, features_path, read_scored, summarize_scores
 
-__all__ = ["ScoreSummary", "features_path", "read_scored", "score", "summarize_scores"]
+__all__ = [
+    "CompressionSummary",
+    "MergeSummary",
+    "ScoreSummary",
+    "compress",
+    "features_path",
+    "load_scorer",
+    "merge_features",
+    "read_scored",
+    "score",
+    "summarize_scores",
+]

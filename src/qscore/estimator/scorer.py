@@ -1,15 +1,16 @@
-"""The scikit-learn face of Q-Score: fit on unlabeled representations, score any."""
+"""The scorer: finds the discriminative features of unlabeled representations, and scores any by them."""
 
 import warnings
 from typing import Any, Literal, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from qscore import core
 from qscore._validate import QScoreError, check_band, check_epsilon
+from qscore.estimator.drift import Drift, measure_drift
 from qscore.kernels import Scan, automatic_epsilon, scan
 
 __all__ = ["QScorer"]
@@ -84,6 +85,57 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         self.lower = lower
         self.upper = upper
         self.signed = signed
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: Int[np.ndarray, " r"],
+        n: int,
+        *,
+        epsilon: float,
+        lower: float = 0.50,
+        upper: float = 0.95,
+        scaling: tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]] | None = None,
+    ) -> Self:
+        """Rebuild a fitted scorer from what an earlier fit counted.
+
+        Parameters
+        ----------
+        counts : ndarray of int, shape (r,)
+            Rows in which each feature was highly active, 0 to n.
+        n : int
+            Rows counted over.
+        epsilon : float
+            The epsilon they were counted at, > 0.
+        lower, upper : float, default=0.50, 0.95
+            D's band, ``0 <= lower < upper <= 1``.
+        scaling : tuple of two ndarrays of shape (r,), optional
+            Centre and scale of each feature, where the rows were signed.
+
+        Returns
+        -------
+        QScorer
+            Scores as the scorer that counted them.
+
+        Raises
+        ------
+        QScoreError
+            If epsilon or the band is out of range.
+
+        Examples
+        --------
+        >>> scorer = QScorer.from_counts(np.array([0] * 10 + [1] * 10), 60, epsilon=4.0)
+        >>> scorer.discriminative_features_
+        array([10, 11, 12, 13, 14, 15, 16, 17, 18])
+        """
+        check_epsilon(epsilon)
+        scorer = cls(epsilon=epsilon, lower=lower, upper=upper, signed=scaling is not None)
+        scorer._check_parameters()
+        scorer.epsilon_, scorer.signed_ = float(epsilon), scaling is not None
+        scorer.center_, scorer.scale_ = scaling or (None, None)
+        scorer.n_features_in_ = len(counts)
+        scorer._finish(counts, n)
+        return scorer
 
     def fit(self, X: Float[Any, "n r"], y: object = None) -> Self:
         """Find the discriminative features of X.
@@ -161,12 +213,67 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         ValueError
             If X is not a finite 2-D table of the fitted width.
         """
+        return self._scan(X).q_score(self.discriminative_features_)
+
+    def drift(self, X: Float[Any, "n r"], *, alpha: float = 0.05) -> Drift:
+        """Compare the activation rates of new rows with the fitted ones, feature by feature and as a whole.
+
+        In each feature, Fisher's exact test compares k of the n new rows that are highly active with the K - k of
+        the N - n fitted ones. Given K, chance alone makes k hypergeometric, and the two-sided p-value is the
+        probability of all outcomes that are no likelier than the one seen::
+
+            p = sum of P(x) over all x with P(x) <= P(k),   P(x) = C(K, x) C(N - K, n - x) / C(N, n)
+
+        The features' p-values are adjusted by Benjamini and Hochberg, which bounds the share of false discoveries
+        where features are independent or positively dependent. The global test is Bonferroni's, on the smallest
+        p-value, and holds under any dependence. Both count the features that fire in some row; the others cannot move.
+
+        The tests are exact for rows drawn independently, at a fixed epsilon and without scaling. An automatic epsilon
+        and the scaling of signed rows were fitted to the old rows alone, which makes them approximate.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, r)
+            New representations of the fitted width; no NaN, no infinity.
+        alpha : float, default=0.05
+            Adjusted p-value, in (0, 1), up to which a feature counts as moved.
+
+        Returns
+        -------
+        Drift
+            Rates before and now, p-values, the features that moved, and the global test.
+
+        Raises
+        ------
+        ValueError
+            If X is not a finite 2-D table of the fitted width, or alpha is out of range.
+
+        References
+        ----------
+        Fisher, "The logic of inductive inference", Journal of the Royal Statistical Society 98 (1935). Benjamini and
+        Hochberg, "Controlling the false discovery rate", Journal of the Royal Statistical Society B 57 (1995).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> H = np.random.default_rng(0).gamma(0.2, size=(600, 64))
+        >>> scorer = QScorer(epsilon=2.0).fit(H[:400])
+        >>> new = H[400:]; new[:, 7] += 2.0
+        >>> drift = scorer.drift(new)
+        >>> drift.features, drift.p_value < 1e-9
+        (array([7]), True)
+        """
+        if not 0 < alpha < 1:
+            raise QScoreError(f"alpha: expected a number between 0 and 1, got {alpha!r}")
+        found = self._scan(X)
+        return measure_drift(self.counts_, self.n_samples_seen_, found.counts, len(found), alpha=alpha)
+
+    def _scan(self, X: Any) -> Scan:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=FLOATS, reset=False)
         if self.signed_:
             X = core.apply_scaling(X, self.center_, self.scale_)
-        found = scan(X, self.epsilon_, two_sided=self.signed_)
-        return found.q_score(self.discriminative_features_)
+        return scan(X, self.epsilon_, two_sided=self.signed_)
 
     def _fit(self, X: Any) -> Scan:
         self._check_parameters()
@@ -189,7 +296,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
     def _finish(self, counts: np.ndarray, n: int) -> None:
         self.counts_ = counts
         self.n_samples_seen_ = n
-        self.activation_rates_ = counts / n
+        self.activation_rates_ = counts / max(n, 1)
         self.discriminative_features_ = core.discriminative_features(counts, self.lower, self.upper)
 
     def _check_parameters(self) -> None:

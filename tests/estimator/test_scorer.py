@@ -128,3 +128,26 @@ def test_bad_tables_are_refused(relu_table):
         QScorer(epsilon=3.0).fit(relu_table).score_samples(relu_table[:, :10])
     with pytest.raises(NotFittedError):
         QScorer().score_samples(relu_table)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the rows have no highly active discriminative feature")
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_a_scorer_rebuilt_from_counts_scores_alike_and_goes_on(relu_table, shift):
+    H = relu_table - np.float32(shift)
+    fitted = QScorer(epsilon=3.0).fit(H)
+    scaling = (fitted.center_, fitted.scale_) if fitted.signed_ else None
+    assert fitted.signed_ == (shift > 0)
+    scorer = QScorer.from_counts(fitted.counts_, len(H), epsilon=3.0, scaling=scaling)
+    np.testing.assert_array_equal(scorer.score_samples(H), fitted.score_samples(H))
+    np.testing.assert_array_equal(scorer.activation_rates_, fitted.activation_rates_)
+    if not shift:
+        scorer.partial_fit(H[:50])
+        whole = QScorer(epsilon=3.0).fit(np.concatenate([H, H[:50]]))
+        np.testing.assert_array_equal(scorer.counts_, whole.counts_)
+        assert scorer.n_samples_seen_ == whole.n_samples_seen_
+
+
+def test_counts_with_bad_parameters_are_refused():
+    for wrong in ({"epsilon": "auto"}, {"epsilon": -1.0}, {"epsilon": 4.0, "lower": 0.9, "upper": 0.5}):
+        with pytest.raises(QScoreError, match="expected"):
+            QScorer.from_counts(np.arange(30), 60, **wrong)
