@@ -11,6 +11,7 @@ from rich.text import Text
 
 from qscore import __version__
 from qscore._validate import QScoreError, nearest, require
+from qscore.cli.encoder_verbs import Layer, Method, StemPadding, Tokens, encoder_app, load
 from qscore.cli.verb import Outcome, verb
 
 __all__ = ["app", "main"]
@@ -131,8 +132,14 @@ def pretrain(
 @verb
 def embed(
     images: Images,
-    encoder: Annotated[str, typer.Option(help="An encoder directory, torchvision:NAME, or timm:NAME.")],
+    encoder: Annotated[
+        str, typer.Option(help="An encoder directory, a checkpoint, torchvision:NAME, timm:NAME, or hf:NAME.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the embedding table.")],
+    method: Method = None,
+    layer: Layer = None,
+    tokens: Tokens = None,
+    stem_padding: StemPadding = None,
     batch_size: BatchSize = 256,
     device: Device = "auto",
     workers: Workers = None,
@@ -149,7 +156,7 @@ def embed(
 
     run(
         images,
-        encoder,
+        load(encoder, method=method, layer=layer, tokens=tokens, stem_padding=stem_padding),
         out,
         batch_size=batch_size,
         device=device,
@@ -162,10 +169,15 @@ def embed(
     return Outcome(data, [f"{len(table):,} images, {table.n_features} features: {out}"])
 
 
+app.add_typer(encoder_app)
+
+
 @app.command()
 @verb
 def score(
-    embeddings: Annotated[Path, typer.Argument(help="A Parquet file, a directory of shards, or a .npy matrix.")],
+    embeddings: Annotated[
+        str, typer.Argument(help="A file, a directory of shards, or a URI of either; or a score table.")
+    ],
     out: Annotated[Path, typer.Option(help="Score table to write (Parquet).")],
     epsilon: Annotated[
         str | None,
@@ -188,8 +200,9 @@ def score(
     engine: Annotated[Literal["local"], typer.Option(help="Where the work runs.")] = "local",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the scan.", show_default="all cores")] = None,
     overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option(help="Go on with what an unfinished run left.")] = True,
 ) -> Outcome:
-    """Score every row of an embedding table; reads it once.
+    """Score every row of an embedding table; reads it once. Of a score table: with another band, or another D.
 
     Example:  qscore score embeddings --out scores.parquet --epsilon auto
     """
@@ -207,6 +220,7 @@ def score(
         engine=engine,
         threads=threads,
         overwrite=overwrite,
+        resume=resume,
     )
     return Outcome({"scores": str(out), **asdict(summary)}, _summary(asdict(summary), out))
 

@@ -1,6 +1,7 @@
 """The scorer: finds the discriminative features of unlabeled representations, and scores any by them."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from qscore import core
 from qscore._validate import QScoreError, check_band, check_epsilon
 from qscore.estimator.drift import Drift, measure_drift
-from qscore.kernels import Scan, automatic_epsilon, scan
+from qscore.kernels import Scan, automatic_epsilon, row_scorer, scan
 
 __all__ = ["QScorer"]
 
@@ -214,6 +215,58 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
             If X is not a finite 2-D table of the fitted width.
         """
         return self._scan(X).q_score(self.discriminative_features_)
+
+    def score_one(self, x: Float[np.ndarray, " r"]) -> float:
+        """Return Q of a single row, in microseconds: for services that see one embedding at a time.
+
+        The same number as ``score_samples(x[None])[0]``, without scikit-learn's checks of a table. Not for several
+        threads at once: give each its own copy of the scorer.
+
+        Parameters
+        ----------
+        x : ndarray of shape (r,)
+            A representation of the fitted width, float16, float32 or float64.
+
+        Returns
+        -------
+        float
+            Score >= 0; NaN where x holds NaN or infinity.
+
+        Raises
+        ------
+        QScoreError
+            If x is not a floating-point array of the fitted width.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> H = np.zeros((60, 20)); H[np.arange(60), np.arange(60) % 20] = np.arange(60)
+        >>> QScorer(epsilon=4.0, lower=0.25).fit(H).score_one(H[10])
+        9.5
+        """
+        features, scorer = getattr(self, "_row_scorer", (None, None))
+        if scorer is None or features is not self.discriminative_features_:
+            scorer = self._prepare_row_scorer()
+        if not isinstance(x, np.ndarray) or x.shape != (self.n_features_in_,) or x.dtype.kind != "f":
+            kind = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise QScoreError(f"x: expected a floating-point array of shape ({self.n_features_in_},), got {kind}")
+        if self.signed_:
+            x = core.apply_scaling(x[None], self.center_, self.scale_)[0]
+        elif x.dtype == np.float16:
+            x = x.astype(np.float32)
+        return scorer(np.ascontiguousarray(x))
+
+    def _prepare_row_scorer(self) -> Callable[[np.ndarray], float]:
+        check_is_fitted(self)
+        chosen = np.zeros(self.n_features_in_, dtype=bool)
+        chosen[self.discriminative_features_] = True
+        scorer = row_scorer(chosen, self.epsilon_, two_sided=self.signed_)
+        self._row_scorer = (self.discriminative_features_, scorer)
+        return scorer
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Buffers for one row belong to one process and one copy.
+        return {name: value for name, value in super().__getstate__().items() if name != "_row_scorer"}
 
     def drift(self, X: Float[Any, "n r"], *, alpha: float = 0.05) -> Drift:
         """Compare the activation rates of new rows with the fitted ones, feature by feature and as a whole.

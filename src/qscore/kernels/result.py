@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from qscore._validate import QScoreError, check_features
 from qscore.core import COVERAGE, EPSILON_GRID, TIE_MARGIN, discriminative_features
+from qscore.kernels.levels import count_levels, cover_levels
 
 __all__ = ["Scan", "automatic_epsilon"]
 
@@ -156,20 +157,19 @@ def automatic_epsilon(
     covered : bool
         False where no value of the grid does.
     """
-    grid = [epsilon for epsilon in EPSILON_GRID if n_features > epsilon**2 + 1]
+    grid = np.array([epsilon for epsilon in EPSILON_GRID if n_features > epsilon**2 + 1])
     counts = np.zeros((len(grid), n_features), dtype=np.int64)
     rows = 0
     for block in blocks():
         rows += int(block.varies.sum())
-        for k, epsilon in enumerate(grid):
-            counts[k] += block.at(epsilon).counts
-    features = [discriminative_features(count, lower, upper) for count in counts]
+        count_levels(block.indptr, block.active, block.deviation, block.std, grid, counts)
+    members = np.zeros(n_features, dtype=np.uint32)
+    for k, count in enumerate(np.cumsum(counts, axis=0)):  # what a large epsilon keeps, a smaller one keeps too
+        members[discriminative_features(count, lower, upper)] |= np.uint32(1 << k)
     covered = np.zeros(len(grid), dtype=np.int64)
     for block in blocks():
-        for k, epsilon in enumerate(grid):
-            size, _ = block.at(epsilon).select(features[k])
-            covered[k] += int((size > 0).sum())
+        cover_levels(block.indptr, block.active, block.deviation, block.std, grid, members, covered)
     for k, epsilon in enumerate(grid):
         if covered[k] and covered[k] >= COVERAGE * rows:
-            return epsilon, True
+            return float(epsilon), True
     return EPSILON_GRID[-1], False

@@ -2,7 +2,7 @@
 
 from qscore.scoring.compression import CompressionSummary, compress
 from qscore.scoring.features import MergeSummary, load_scorer, merge_features
-from qscore.scoring.score import score
+from qscore.scoring.pipeline import score
 from qscore.scoring.summary import ScoreSummary, features_path, read_scored, summarize_scores
 
 __all__ = [

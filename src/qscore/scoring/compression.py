@@ -16,7 +16,7 @@ from qscore._progress import progress
 from qscore._validate import QScoreError, check_keep
 from qscore.core import kept_features
 from qscore.scoring.features import StoredFeatures, read_stored
-from qscore.scoring.score import score
+from qscore.scoring.pipeline import score
 from qscore.scoring.summary import features_path
 from qscore.tables import EmbeddingTable, open_embeddings, with_record
 

@@ -1,7 +1,9 @@
-"""The scans of a table's rows in a temporary Arrow file, so that any number of rows fits in memory."""
+"""The scans of a table's rows in temporary Arrow files, so that any number of rows fits in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from qscore import core
-from qscore._progress import progress
+from qscore._files import atomic_path
+from qscore._progress import Advance, progress
 from qscore._validate import QScoreError
 from qscore.kernels import Scan, scan
-from qscore.tables import EmbeddingTable
+from qscore.tables import EmbeddingBatch, EmbeddingTable
 
 __all__ = ["ROW_VALUES", "Block", "Scaling", "Spill", "fit_scaling"]
 
 ROW_VALUES = ("mean", "std", "max", "l1_norm", "l2_norm")
 SCALING_BYTES = 256 * 2**20
-UNIT_NORM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,17 @@ def fit_scaling(table: EmbeddingTable) -> Scaling:
     return Scaling(*core.robust_scaling(rows))
 
 
+class _NegativeError(Exception):
+    """A valid row has a negative value."""
+
+
 class Spill:
     """The scans of a table, written once and read as often as needed.
 
     Parameters
     ----------
-    path : Path
-        The temporary file.
+    folder : Path
+        Where they go, a file for each segment of the table; those that are there already are taken over.
     table : EmbeddingTable
         The rows.
     epsilon : float
@@ -77,39 +83,64 @@ class Spill:
         For signed tables.
     """
 
-    def __init__(self, path: Path, table: EmbeddingTable, epsilon: float, scaling: Scaling | None) -> None:
-        self.path = path
+    def __init__(self, folder: Path, table: EmbeddingTable, epsilon: float, scaling: Scaling | None) -> None:
+        self.folder = folder
         self.table = table
         self.epsilon = epsilon
         self.scaling = scaling
-        self.n_valid = 0
-        self.negative = False
-        self.unit_norm = True
+        self.schema: pa.Schema | None = None
 
-    def write(self, threads: int | None, *, stop_if_negative: bool) -> None:
-        """Scan every row; stops at the first negative value of a valid row if asked to."""
-        identifiers = _Identifiers(self.table)
+    def write(self, threads: int | None, *, stop_if_negative: bool) -> bool:
+        """Scan the rows of every segment that is not there yet.
+
+        Returns
+        -------
+        bool
+            False where it stopped at a negative value of a valid row, as asked: what it wrote is deleted.
+        """
+        done = 0
+        while self._part(done).exists():
+            done += 1
+        with progress("score", len(self.table), "rows", start=self._rows(done)) as advance:
+            try:
+                for segment, batches in groupby(self.table.batches(done), attrgetter("segment")):
+                    with atomic_path(self._part(segment)) as temporary, pa.OSFile(str(temporary), "wb") as file:
+                        self._write_part(file, batches, threads, stop_if_negative, advance)
+            except _NegativeError:
+                for part in self.folder.glob("part-*.arrow"):
+                    part.unlink()
+                return False
+        return True
+
+    def _write_part(
+        self,
+        file: Any,
+        batches: Iterable[EmbeddingBatch],
+        threads: int | None,
+        stop_if_negative: bool,
+        advance: Advance,
+    ) -> None:
         writer = None
-        with progress("score", len(self.table), "rows") as advance, pa.OSFile(str(self.path), "wb") as file:
-            for batch in self.table.batches():
-                identifiers.add(batch.columns["id"])
-                plain = scan(batch.embedding, self.epsilon, threads=threads)
-                self.n_valid += int(plain.valid.sum())
-                self.negative |= bool((plain.valid & (batch.embedding.min(axis=1) < 0)).any())
-                if self.negative and stop_if_negative:
-                    break
-                self.unit_norm &= bool((np.abs(plain.l2_norm[plain.valid] - 1) < UNIT_NORM).all())
-                rows = pa.record_batch({**batch.columns, **self._columns(batch.embedding, plain, threads)})
-                if writer is None:
-                    writer, schema = pa.ipc.new_file(file, rows.schema), rows.schema
-                changed = [name for name in schema.names if rows.schema.field(name) != schema.field(name)]
-                if changed:
-                    kinds = f"{schema.field(changed[0]).type} in some, {rows.schema.field(changed[0]).type} in others"
-                    raise QScoreError(f"{self.table.name}: shards differ in the type of {changed[0]!r}: {kinds}")
-                writer.write_batch(rows)
-                advance(len(batch))
-            if writer is not None:
-                writer.close()
+        for batch in batches:
+            plain = scan(batch.embedding, self.epsilon, threads=threads)
+            negative = plain.valid & (batch.embedding.min(axis=1) < 0)
+            if stop_if_negative and negative.any():
+                raise _NegativeError
+            columns = {**batch.columns, **self._columns(batch.embedding, plain, threads), "negative": negative}
+            rows = pa.record_batch(columns)
+            self._check_types(rows.schema)
+            writer = writer or pa.ipc.new_file(file, rows.schema)
+            writer.write_batch(rows)
+            advance(len(batch))
+        if writer is not None:
+            writer.close()
+
+    def _check_types(self, schema: pa.Schema) -> None:
+        first = self.schema = self.schema or schema
+        changed = [name for name in first.names if schema.field(name) != first.field(name)]
+        if changed:
+            kinds = f"{first.field(changed[0]).type} in some, {schema.field(changed[0]).type} in others"
+            raise QScoreError(f"{self.table.name}: shards differ in the type of {changed[0]!r}: {kinds}")
 
     def _columns(self, embedding: np.ndarray, plain: Scan, threads: int | None) -> dict[str, Any]:
         columns = {
@@ -126,18 +157,34 @@ class Spill:
             columns["signed_deviation"] = pa.LargeListArray.from_arrays(signed.indptr, signed.deviation)
         return columns
 
+    def _part(self, segment: int) -> Path:
+        return self.folder / f"part-{segment:06d}.arrow"
+
+    def _rows(self, done: int) -> int:
+        """Return the number of rows in the first segments, and learn the types of their columns."""
+        rows = 0
+        for part in map(self._part, range(done)):
+            with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as reader:
+                self._check_types(reader.schema)
+                rows += sum(reader.get_batch(k).num_rows for k in range(reader.num_record_batches))
+        return rows
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """Give the rows back as they were written, batch by batch."""
+        for part in map(self._part, range(len(self.table.segments))):
+            with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as reader:
+                for k in range(reader.num_record_batches):
+                    yield reader.get_batch(k)
+
     def blocks(self) -> Iterator[Block]:
         """Give the scans back, batch by batch."""
-        with pa.memory_map(str(self.path)) as source:
-            reader = pa.ipc.open_file(source)
-            for k in range(reader.num_record_batches):
-                rows = reader.get_batch(k)
-                plain = self._scan(rows, "", {name: rows.column(name).to_numpy() for name in ROW_VALUES})
-                scored = plain
-                if self.scaling is not None:
-                    std = rows.column("signed_std").to_numpy()
-                    scored = self._scan(rows, "signed_", {name: std for name in ROW_VALUES})
-                yield Block(rows, plain, scored)
+        for rows in self.rows():
+            plain = self._scan(rows, "", {name: rows.column(name).to_numpy() for name in ROW_VALUES})
+            scored = plain
+            if self.scaling is not None:
+                std = rows.column("signed_std").to_numpy()
+                scored = self._scan(rows, "signed_", {name: std for name in ROW_VALUES})
+            yield Block(rows, plain, scored)
 
     def _scan(self, rows: pa.RecordBatch, prefix: str, values: dict[str, np.ndarray]) -> Scan:
         active = rows.column(f"{prefix}active")
@@ -151,29 +198,3 @@ class Spill:
             epsilon=self.epsilon,
             two_sided=prefix != "",
         )
-
-
-class _Identifiers:
-    """Refuses a table in which an id comes twice, from 64 bits of each id."""
-
-    def __init__(self, table: EmbeddingTable) -> None:
-        self.table = table
-        self.given = "id" in table.columns
-        self.seen: list[np.ndarray] = []
-        self.rows = 0
-
-    def add(self, ids: pa.Array) -> None:
-        if not self.given:
-            return
-        texts = ids.to_pylist()
-        self.seen.append(np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts)))
-        self.rows += len(texts)
-        if self.rows == len(self.table):
-            hashes = np.concatenate(self.seen)
-            values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-            if len(values) < len(hashes):
-                row = int(first[counts > 1].min())
-                raise QScoreError(
-                    f"{self.table.name}: {len(hashes) - len(values)} ids come more than once, "
-                    f"the first in row {row}; rows of other tables are matched by id"
-                )

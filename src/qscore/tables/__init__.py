@@ -8,15 +8,18 @@ score table       one row per embedding: Q and what it is made of
 feature table     one row per feature: its activation rate, and whether it is discriminative
 """
 
+from qscore._stores import StoreError
 from qscore.tables.embeddings import EmbeddingBatch, EmbeddingTable, open_embeddings, write_shard
 from qscore.tables.records import SCHEMA_VERSION, read_record, with_record
-from qscore.tables.results import read_features, read_scores, score_schema, write_features
+from qscore.tables.results import iter_scores, read_features, read_scores, score_schema, write_features, write_rows
 from qscore.tables.vectors import vectors
 
 __all__ = [
     "SCHEMA_VERSION",
     "EmbeddingBatch",
     "EmbeddingTable",
+    "StoreError",
+    "iter_scores",
     "open_embeddings",
     "read_features",
     "read_record",
@@ -25,5 +28,6 @@ __all__ = [
     "vectors",
     "with_record",
     "write_features",
+    "write_rows",
     "write_shard",
 ]

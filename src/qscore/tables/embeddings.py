@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from qscore._files import atomic_path
-from qscore._validate import QScoreError
+from qscore._stores import RETRIES, Location, StoreError, locate
+from qscore._validate import QScoreError, one_line
 from qscore.tables.formats import COLUMNS, OPENERS, Batches, Shard
-from qscore.tables.records import one_line, with_record
-from qscore.tables.stores import RETRIES, Location, locate
+from qscore.tables.records import with_record
 
 __all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "write_shard"]
 
@@ -98,9 +98,13 @@ class EmbeddingTable:
                         columns["id"] = pa.array(np.arange(row, row + len(embedding))).cast(pa.string())
                     row += len(embedding)
                     yield EmbeddingBatch(embedding, columns, number)
+            except StoreError:
+                raise
+            except OSError as error:
+                raise StoreError(f"cannot read {shard.name}: {one_line(error)}") from error
             except QScoreError as error:
                 raise QScoreError(f"{shard.name}: {error}") from error
-            except (OSError, pa.ArrowException) as error:
+            except pa.ArrowException as error:
                 raise QScoreError(f"cannot read {shard.name}: {one_line(error)}") from error
 
     def read(self) -> EmbeddingBatch:

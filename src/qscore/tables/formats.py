@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qscore._stores import Location
 from qscore._validate import QScoreError, require
 from qscore.tables.records import read_record
-from qscore.tables.stores import Location
 from qscore.tables.vectors import check_vectors, choose_vector_column, vectors
 
 __all__ = ["OPENERS", "Batches", "Shard"]
@@ -185,6 +185,8 @@ def _grouped(sizes: list[int], sample: np.ndarray) -> list[list[int]]:
     groups: list[list[int]] = [[]]
     rows = 0
     for k, size in enumerate(sizes):
+        if not size:
+            continue
         if rows >= limit:
             groups.append([])
             rows = 0

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from qscore._validate import QScoreError
 
-__all__ = ["SCHEMA_VERSION", "one_line", "read_record", "with_record"]
+__all__ = ["SCHEMA_VERSION", "read_record", "with_record"]
 
 SCHEMA_VERSION = 1
 
@@ -37,8 +37,3 @@ def read_record(schema: pa.Schema) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         raise QScoreError(f"schema version {version!r}; this software reads version {SCHEMA_VERSION}")
     return dict(record)
-
-
-def one_line(error: Exception) -> str:
-    """Return an exception's first line."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,5 +1,6 @@
 """Score tables and feature tables."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qscore._files import atomic_path
-from qscore._validate import QScoreError
-from qscore.tables.records import one_line, read_record, with_record
+from qscore._validate import QScoreError, one_line
+from qscore.tables.records import read_record, with_record
 
-__all__ = ["read_features", "read_scores", "score_schema", "write_features"]
+__all__ = ["iter_scores", "read_features", "read_scores", "score_schema", "write_features", "write_rows"]
+
+BATCH_ROWS = 2**14
+GROUP_ROWS = 2**17
+GROUP_BYTES = 64 * 2**20
 
 
 def score_schema(columns: dict[str, pa.DataType], record: dict[str, Any], *, plain: bool = False) -> pa.Schema:
@@ -29,6 +34,19 @@ def score_schema(columns: dict[str, pa.DataType], record: dict[str, Any], *, pla
     return with_record(pa.schema(fields), {"kind": "scores", **record})
 
 
+def write_rows(path: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a table as one Parquet file, whole or not at all, in row groups of a size that queries like."""
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        held: list[pa.RecordBatch] = []
+        for batch in batches:
+            held.append(batch)
+            if sum(map(len, held)) >= GROUP_ROWS or sum(part.nbytes for part in held) >= GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(held, schema))
+                held = []
+        if held:
+            writer.write_table(pa.Table.from_batches(held, schema))
+
+
 def read_scores(path: str | Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
     """Read a score table, or some of its columns, and its record.
 
@@ -38,6 +56,12 @@ def read_scores(path: str | Path, columns: list[str] | None = None) -> tuple[pa.
         If the file is missing, damaged, of another version, or not a score table.
     """
     return _read_kind(path, "scores", "qscore score", columns)
+
+
+def iter_scores(path: str | Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read a score table, or some of its columns, in batches."""
+    with pq.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def write_features(

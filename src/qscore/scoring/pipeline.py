@@ -1,7 +1,6 @@
 """Embedding table in, score table and feature table out; the embeddings are read once."""
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,17 +9,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qscore._files import atomic_path, check_output, sha256
+from qscore import __version__
+from qscore._files import atomic_path, check_new_table, sha256
 from qscore._validate import QScoreError, check_band, check_epsilon, nearest
 from qscore.core import EPSILON_GRID, discriminative_features
 from qscore.kernels import automatic_epsilon
+from qscore.scoring.features import read_stored
+from qscore.scoring.identifiers import check_identifiers
+from qscore.scoring.rescoring import rescore
 from qscore.scoring.spill import ROW_VALUES, Block, Scaling, Spill, fit_scaling
 from qscore.scoring.summary import ScoreSummary, features_path, summarize_scores
-from qscore.tables import EmbeddingTable, open_embeddings, read_features, score_schema, write_features
+from qscore.scoring.work import work_folder
+from qscore.tables import (
+    EmbeddingTable,
+    open_embeddings,
+    read_record,
+    read_scores,
+    score_schema,
+    write_features,
+    write_rows,
+)
 
 __all__ = ["score"]
 
 ENGINES = ("local",)
+UNIT_NORM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -48,16 +61,20 @@ def score(
     engine: str = "local",
     threads: int | None = None,
     overwrite: bool = False,
+    resume: bool = True,
 ) -> ScoreSummary:
     """Score every row of an embedding table.
 
-    Writes ``out`` (the score table) and ``STEM.features.parquet`` beside it (activation rates and D).
+    Writes ``out`` (the score table) and ``STEM.features.parquet`` beside it (activation rates and D). What a run does
+    is kept in a hidden folder beside ``out`` until it ends; after a kill, or a store that failed, the same call goes on
+    from there, and writes the same bytes.
 
     Parameters
     ----------
     embeddings : str or Path
         A table of shape (n, r): Parquet, Arrow, ``.npy``, ``.npz``, ``.pt`` or ``.safetensors``, a directory of such
-        shards, or a URI of either.
+        shards, or a URI of either. Or a score table, whose rows are scored with another band or another D from what it
+        holds, at the epsilon it was made with.
     out : str or Path
         The Parquet file to write, ending in ``.parquet``.
     epsilon : float or "auto", default=4.0
@@ -79,6 +96,8 @@ def score(
         Threads of the scan; by default one per core. The result does not depend on it.
     overwrite : bool, default=False
         Replace an existing output.
+    resume : bool, default=True
+        Go on with what an unfinished run of the same table and settings left.
 
     Returns
     -------
@@ -108,55 +127,85 @@ def score(
         raise QScoreError(
             "features: the feature table settles epsilon, lower, upper and signed; give only one or the other"
         )
+    if _is_score_table(embeddings):
+        if not (epsilon is column is None and signed == "auto"):
+            raise QScoreError(f"{embeddings} is a score table: epsilon, signed and column need the embeddings")
+        return rescore(embeddings, out, lower=lower, upper=upper, features=features, overwrite=overwrite)
     lower, upper = 0.50 if lower is None else lower, 0.95 if upper is None else upper
     check_band(lower, upper)
-    out = _check_out(out, embeddings, features, overwrite=overwrite)
+    out = check_new_table(out, [embeddings] if features is None else [embeddings, features], overwrite=overwrite)
     table = open_embeddings(embeddings, column=column)
     stored = None if features is None else _stored_fit(features, table)
     asked = stored.epsilon if stored else 4.0 if epsilon is None else epsilon
     _check_reach(asked, table.n_features)
-    with _work_folder(out) as folder:
-        file = folder / "scans.arrow"
-        spill = _scanned(file, table, asked, threads, signed if stored is None else stored.scaling)
-        fit = stored or _fit(spill, asked, lower, upper)
-        fitted = folder / "features.parquet"
-        if features is None:
-            _write_features(fitted, spill, fit)
-        else:
-            shutil.copyfile(features, fitted)
-        record = {
-            "epsilon": fit.epsilon,
-            "lower": fit.lower,
-            "upper": fit.upper,
-            "signed": fit.scaling is not None,
-            "automatic": fit.automatic,
-            "transductive": features is None,
-            "negative": spill.negative,
-            "unit_norm": spill.unit_norm and spill.n_valid > 0,
-            "features_sha256": sha256(fitted),
-            "embeddings": {key: value for key, value in table.record.items() if key != "version"},
-        }
-        plain = _fit(spill, asked, lower, upper, plain=True) if fit.scaling and stored is None else None
-        scores = folder / "scores.parquet"
-        _write_scores(scores, spill, fit, plain, record)
-        # The feature table first: a score table without its own is refused, and the same command repairs it.
-        fitted.replace(features_path(out))
+    fingerprint = {
+        "version": __version__,
+        "settings": [epsilon, lower, upper, signed, column, None if features is None else sha256(features)],
+        "shards": [[shard.name, shard.n_rows, *shard.stamp] for shard in table.shards],
+    }
+    with work_folder(out, fingerprint, resume=resume) as folder:
+        scores, fitted = folder / "scores.parquet", folder / "features.parquet"
+        if not _finished(scores, features_path(out)):
+            check_new_table(features_path(out), [embeddings, *([features] if features else [])], overwrite=overwrite)
+            _score(table, scores, fitted, asked, (lower, upper), signed, stored, features, threads)
+            # The feature table first: a score table without its own is refused, and the same command repairs it.
+            fitted.replace(features_path(out))
         scores.replace(out)
     return summarize_scores(out)
 
 
-def _check_out(out: str | Path, embeddings: str | Path, features: str | Path | None, *, overwrite: bool) -> Path:
-    out = check_output(out, overwrite=overwrite)
-    if out.suffix != ".parquet":
-        raise QScoreError(f"{out}: expected a name that ends in .parquet")
-    check_output(features_path(out), overwrite=overwrite)
-    source = Path(embeddings).resolve()
-    for written in (out.resolve(), features_path(out).resolve()):
-        if written == source or source in written.parents:
-            raise QScoreError(f"{out} would be written into the embedding table itself; choose another place")
-        if features is not None and written == Path(features).resolve():
-            raise QScoreError(f"{out} would overwrite the feature table {features}; choose another name")
-    return out
+def _is_score_table(path: str | Path) -> bool:
+    if not (str(path).endswith(".parquet") and Path(path).is_file()):
+        return False
+    try:
+        return bool(read_record(pq.read_schema(path)).get("kind") == "scores")
+    except pa.ArrowException:  # damaged: opening it as embeddings says so
+        return False
+
+
+def _finished(scores: Path, features: Path) -> bool:
+    """Tell whether an earlier run was killed between moving its two outputs to their places."""
+    if not (scores.exists() and features.exists()):
+        return False
+    _, record = read_scores(scores, ["valid"])
+    return bool(record["features_sha256"] == sha256(features))
+
+
+def _score(
+    table: EmbeddingTable,
+    scores: Path,
+    fitted: Path,
+    epsilon: float | Literal["auto"],
+    band: tuple[float, float],
+    signed: bool | Literal["auto"],
+    stored: _Fit | None,
+    features: str | Path | None,
+    threads: int | None,
+) -> None:
+    """Write both tables into the work folder."""
+    spill = _scanned(scores.parent, table, epsilon, threads, signed if stored is None else stored.scaling)
+    if "id" in table.columns:
+        check_identifiers(spill.rows, len(table), table.name)
+    facts = _facts(spill)
+    fit = stored or _fit(spill, epsilon, *band)
+    if features is None:
+        _write_features(fitted, spill, fit, facts["n_valid"])
+    else:
+        shutil.copyfile(features, fitted)
+    record = {
+        "epsilon": fit.epsilon,
+        "lower": fit.lower,
+        "upper": fit.upper,
+        "signed": fit.scaling is not None,
+        "automatic": fit.automatic,
+        "transductive": features is None,
+        "negative": facts["negative"],
+        "unit_norm": facts["unit_norm"],
+        "features_sha256": sha256(fitted),
+        "embeddings": {key: value for key, value in table.record.items() if key != "version"},
+    }
+    plain = _fit(spill, epsilon, *band, plain=True) if fit.scaling and stored is None else None
+    _write_scores(scores, spill, fit, plain, record)
 
 
 def _check_reach(epsilon: float | Literal["auto"], n_features: int) -> None:
@@ -166,28 +215,8 @@ def _check_reach(epsilon: float | Literal["auto"], n_features: int) -> None:
         raise QScoreError(f"epsilon='auto' needs at least 4 features, got {n_features}")
 
 
-class _work_folder(tempfile.TemporaryDirectory[str]):  # noqa: N801 - a context manager, used like a function
-    """A temporary folder beside the output, on the same disk; failures to write become one clear line."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(prefix=f".{out.name}.", dir=out.parent)
-        except OSError as error:
-            raise QScoreError(f"cannot write {out}: {error.strerror or error}") from error
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        super().__exit__(kind, error, traceback)
-        if isinstance(error, OSError):
-            raise QScoreError(f"cannot write {self.out}: {error.strerror or error}") from error
-
-
 def _scanned(
-    file: Path,
+    folder: Path,
     table: EmbeddingTable,
     epsilon: float | Literal["auto"],
     threads: int | None,
@@ -195,18 +224,40 @@ def _scanned(
 ) -> Spill:
     """Scan a table, scaled if it is signed; whether it is may turn out on the way."""
     floor = EPSILON_GRID[-1] if epsilon == "auto" else float(epsilon)
+    fitted = folder / "scaling.npz"
     if signed == "auto" and isinstance(table.record.get("nonnegative"), bool):
         signed = not table.record["nonnegative"]
     if signed == "auto":
-        spill = Spill(file, table, floor, None)
-        spill.write(threads, stop_if_negative=True)
-        if not spill.negative:
+        spill = Spill(folder, table, floor, None)
+        if not fitted.exists() and spill.write(threads, stop_if_negative=True):
             return spill
         signed = True
-    scaling = fit_scaling(table) if signed is True else signed if isinstance(signed, Scaling) else None
-    spill = Spill(file, table, floor, scaling)
+    scaling = _scaling(fitted, table) if signed is True else signed if isinstance(signed, Scaling) else None
+    spill = Spill(folder, table, floor, scaling)
     spill.write(threads, stop_if_negative=False)
     return spill
+
+
+def _scaling(path: Path, table: EmbeddingTable) -> Scaling:
+    """Fit the scaling, or take what an earlier run fitted."""
+    if not path.exists():
+        scaling = fit_scaling(table)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, center=scaling.center, scale=scaling.scale)
+    with np.load(path) as archive:
+        return Scaling(archive["center"], archive["scale"])
+
+
+def _facts(spill: Spill) -> dict[str, Any]:
+    """Return what the rows say of the table as a whole."""
+    n_valid, negative, unit_norm = 0, False, True
+    for rows in spill.rows():
+        valid = rows.column("valid").to_numpy(zero_copy_only=False)
+        norms = rows.column("l2_norm").to_numpy()[valid]
+        n_valid += int(valid.sum())
+        negative |= bool(rows.column("negative").true_count)
+        unit_norm &= bool((np.abs(norms - 1) < UNIT_NORM).all())
+    return {"n_valid": n_valid, "negative": negative, "unit_norm": unit_norm and n_valid > 0}
 
 
 def _fit(spill: Spill, epsilon: float | Literal["auto"], lower: float, upper: float, *, plain: bool = False) -> _Fit:
@@ -224,25 +275,23 @@ def _fit(spill: Spill, epsilon: float | Literal["auto"], lower: float, upper: fl
 
 
 def _stored_fit(features: str | Path, table: EmbeddingTable) -> _Fit:
-    stored, record = read_features(features)
-    if stored.num_rows != table.n_features:
+    stored = read_stored(features)
+    if len(stored.counts) != table.n_features:
         raise QScoreError(
-            f"{features}: has {stored.num_rows} features, and {table.name} has {table.n_features}; "
+            f"{features}: has {len(stored.counts)} features, and {table.name} has {table.n_features}; "
             "both must come from the same encoder"
         )
-    D = np.flatnonzero(stored.column("discriminative").to_numpy())
-    scaling = None
-    if record["signed"]:
-        scaling = Scaling(stored.column("center").to_numpy(), stored.column("scale").to_numpy())
-    return _Fit(record["epsilon"], False, record["lower"], record["upper"], D, scaling)
+    scaling = None if stored.scaling is None else Scaling(*stored.scaling)
+    epsilon, lower, upper = (stored.settings[name] for name in ("epsilon", "lower", "upper"))
+    return _Fit(epsilon, False, lower, upper, stored.discriminative, scaling)
 
 
-def _write_features(path: Path, spill: Spill, fit: _Fit) -> None:
+def _write_features(path: Path, spill: Spill, fit: _Fit, n_valid: int) -> None:
     counts = np.zeros(spill.table.n_features, dtype=np.int64)
     for block in spill.blocks():
         counts += block.scored.at(fit.epsilon).counts
     record = {
-        "n": spill.n_valid,
+        "n": n_valid,
         "epsilon": fit.epsilon,
         "lower": fit.lower,
         "upper": fit.upper,
@@ -253,16 +302,10 @@ def _write_features(path: Path, spill: Spill, fit: _Fit) -> None:
 
 
 def _write_scores(out: Path, spill: Spill, fit: _Fit, plain: _Fit | None, record: dict[str, Any]) -> None:
-    with atomic_path(out) as temporary:
-        writer = None
-        for block in spill.blocks():
-            if writer is None:
-                types = {name: block.rows.schema.field(name).type for name in ("id", *spill.table.columns)}
-                schema = score_schema(types, record, plain=plain is not None)
-                writer = pq.ParquetWriter(temporary, schema)
-            writer.write_batch(_score_rows(block, fit, plain, schema))
-        if writer is not None:
-            writer.close()
+    assert spill.schema is not None  # it has been written
+    types = {name: spill.schema.field(name).type for name in ("id", *spill.table.columns)}
+    schema = score_schema(types, record, plain=plain is not None)
+    write_rows(out, schema, (_score_rows(block, fit, plain, schema) for block in spill.blocks()))
 
 
 def _score_rows(block: Block, fit: _Fit, plain: _Fit | None, schema: pa.Schema) -> pa.RecordBatch:

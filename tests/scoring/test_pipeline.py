@@ -166,7 +166,7 @@ def test_inputs_are_never_overwritten(tmp_path, table, H, out):
 
 def test_duplicate_and_null_ids_are_refused(tmp_path, H):
     write_shard(tmp_path / "e.parquet", H, {"id": pa.array([str(i % 150) for i in range(200)])}, {})
-    with pytest.raises(QScoreError, match="50 ids come more than once, the first in row 0"):
+    with pytest.raises(QScoreError, match="50 ids come more than once, the first is '0'"):
         score(tmp_path / "e.parquet", tmp_path / "s.parquet")
     write_shard(tmp_path / "f.parquet", H, {"id": pa.array([None, *map(str, range(199))])}, {})
     with pytest.raises(QScoreError, match="1 ids are null"):
@@ -230,7 +230,7 @@ def test_a_failure_halfway_leaves_the_old_output(tmp_path, table, monkeypatch):
     score(table, tmp_path / "s.parquet", epsilon=3)
     before = {path: path.read_bytes() for path in tmp_path.glob("s.*")}
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(sys.modules["qscore.scoring.score"], "_score_rows", lambda *a: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(sys.modules["qscore.scoring.pipeline"], "_score_rows", lambda *a: (_ for _ in ()).throw(full))
     with pytest.raises(QScoreError, match="cannot write .*s.parquet: No space left on device"):
         score(table, tmp_path / "s.parquet", epsilon=2, overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.glob("s.*")} == before

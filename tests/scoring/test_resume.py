@@ -1,0 +1,195 @@
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from qscore import QScoreError, score
+from qscore.scoring import features_path
+from qscore.tables import formats, write_shard
+
+spill = sys.modules["qscore.scoring.spill"]
+
+
+@pytest.fixture
+def table(tmp_path, relu_table):
+    for k in range(5):
+        rows = np.arange(k * 40, (k + 1) * 40)
+        write_shard(
+            tmp_path / "embeddings" / f"part-{k}.parquet", relu_table[rows], {"id": pa.array(map(str, rows))}, {}
+        )
+    return tmp_path / "embeddings"
+
+
+@pytest.fixture
+def signed(tmp_path, rng, monkeypatch):
+    """A table of several segments in one file, whose only negative value comes late."""
+    monkeypatch.setattr(formats, "BATCH_BYTES", 20 * 64 * 4)
+    monkeypatch.setattr(formats, "SEGMENT_BYTES", 40 * 64 * 4)
+    H = rng.gamma(0.3, size=(200, 64)).astype(np.float32)
+    H[150, 3] = -0.5
+    np.save(tmp_path / "signed.npy", H)
+    return tmp_path / "signed.npy"
+
+
+def written(out):
+    return out.read_bytes(), features_path(out).read_bytes()
+
+
+def interrupted_after(monkeypatch, scans, error):
+    """Make the scan fail once, after a number of calls; returns the list of all calls."""
+    calls, scan = [], spill.scan
+
+    def failing(*args, **options):
+        calls.append(len(args[0]))
+        if len(calls) == scans + 1:
+            raise error
+        return scan(*args, **options)
+
+    monkeypatch.setattr(spill, "scan", failing)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["table", "signed"])
+@pytest.mark.parametrize("scans", [0, 1, 2, 4])
+def test_an_interrupted_run_goes_on_and_writes_the_same_bytes(tmp_path, request, monkeypatch, name, scans):
+    source = request.getfixturevalue(name)
+    score(source, tmp_path / "whole.parquet", epsilon=3.0)
+    calls = interrupted_after(monkeypatch, scans, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        score(source, tmp_path / "s.parquet", epsilon=3.0)
+    assert not (tmp_path / "s.parquet").exists()
+    score(source, tmp_path / "s.parquet", epsilon=3.0)
+    assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
+    if name == "table":
+        assert sum(calls) == 200 + 40  # only the segment under way was scanned again
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_resume_begins_anew(tmp_path, table, monkeypatch):
+    calls = interrupted_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    score(table, tmp_path / "s.parquet", epsilon=3.0, resume=False)
+    assert sum(calls) == 4 * 40 + 200
+
+
+@pytest.mark.parametrize("change", ["epsilon", "shard"])
+def test_another_run_does_not_go_on(tmp_path, table, relu_table, monkeypatch, change):
+    calls = interrupted_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    if change == "shard":
+        write_shard(table / "part-0.parquet", relu_table[:40] * 2, {"id": pa.array(map(str, range(40)))}, {})
+    epsilon = 2.0 if change == "epsilon" else 3.0
+    score(table, tmp_path / "s.parquet", epsilon=epsilon)
+    assert sum(calls) == 4 * 40 + 200
+    score(table, tmp_path / "whole.parquet", epsilon=epsilon)
+    assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
+
+
+def test_a_store_that_fails_for_good_leaves_a_state_to_go_on_from(tmp_path, table, monkeypatch):
+    score(table, tmp_path / "whole.parquet", epsilon=3.0)
+    iter_batches, opened = formats.pq.ParquetFile.iter_batches, []
+
+    def failing(self, *args, **options):
+        if "row_groups" in options:  # rows are read, not looked at
+            opened.append(1)
+            if len(opened) > 3:
+                raise OSError(110, "Connection timed out")
+        return iter_batches(self, *args, **options)
+
+    monkeypatch.setattr(formats.pq.ParquetFile, "iter_batches", failing)
+    with pytest.raises(QScoreError, match=r"cannot read .*part-3.parquet.*timed out.*the same command goes on"):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert len(opened) == 3 + 3
+    # A segment is done when the next one begins: of the three that were read, two are kept.
+    assert len(list((tmp_path / ".s.parquet.work").glob("part-*.arrow"))) == 2
+    monkeypatch.undo()
+    score(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
+
+
+def test_two_processes_do_not_write_one_output(tmp_path, table):
+    work = sys.modules["qscore.scoring.work"]
+    with (
+        work.work_folder(tmp_path / "s.parquet", {}, resume=True),
+        pytest.raises(QScoreError, match="another process is writing it"),
+    ):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+
+
+def test_a_kill_between_the_two_outputs_is_repaired(tmp_path, table, monkeypatch):
+    score(table, tmp_path / "whole.parquet", epsilon=3.0)
+    replace = type(tmp_path).replace
+
+    def killed(self, target):
+        if self.name == "scores.parquet" and "work" in str(self.parent):
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    monkeypatch.undo()
+    assert features_path(tmp_path / "s.parquet").exists()
+    assert not (tmp_path / "s.parquet").exists()
+    score(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
+
+
+SLOW_SCAN = """
+import os, signal, sys
+import qscore.scoring.spill as spill
+from qscore.tables import formats
+from qscore import score
+
+formats.BATCH_BYTES, formats.SEGMENT_BYTES = 20 * 64 * 4, 40 * 64 * 4
+budget, place = int(sys.argv[3]), {"seen": 0}
+
+
+def killer(function):
+    def counted(*args, **options):
+        place["seen"] += 1
+        if place["seen"] == budget:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **options)
+    return counted
+
+
+# Every call that touches the disk, or scans, is a place to die at.
+spill.scan, os.fsync, os.replace = killer(spill.scan), killer(os.fsync), killer(os.replace)
+for name in ("replace", "unlink", "mkdir"):
+    import pathlib
+    setattr(pathlib.Path, name, killer(getattr(pathlib.Path, name)))
+score(sys.argv[1], sys.argv[2], epsilon=3.0)
+print(place["seen"])
+"""
+
+
+def run(source, out, budget):
+    return subprocess.run(
+        [sys.executable, "-c", SLOW_SCAN, source, out, str(budget)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_lose_nothing(tmp_path, signed, kills):
+    unbroken = run(signed, tmp_path / "whole.parquet", 0)
+    places = int(unbroken.stdout)
+    chance = random.Random(0)
+    died = 0
+    for number in range(kills):
+        out = tmp_path / f"s{number}.parquet"
+        # Twice in a row, then to the end.
+        for _ in range(2):
+            died += run(signed, out, chance.randrange(1, places + 1)).returncode == -signal.SIGKILL
+        if not out.exists():
+            last = run(signed, out, 0)
+            assert last.returncode == 0, last.stderr
+        assert written(out) == written(tmp_path / "whole.parquet")
+    assert died >= kills
+    assert not list(tmp_path.glob(".*.work"))
