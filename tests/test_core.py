@@ -214,3 +214,11 @@ def test_features_out_of_range_are_refused(features, message):
     found = scan(np.random.default_rng(0).random((3, 26)), 1.0)
     with pytest.raises(ValueError, match=message):
         found.q_score(features)
+
+
+def test_robust_scaling_does_not_depend_on_the_order_of_rows(rng):
+    H = rng.gamma(0.2, size=(201, 40)) * (rng.random((201, 40)) < 0.3)  # mostly MAD 0
+    expected = core.robust_scaling(H)
+    for order in (rng.permutation(201) for _ in range(5)):
+        for got, wanted in zip(core.robust_scaling(H[order]), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)

@@ -271,12 +271,11 @@ def robust_scaling(H: Float[Any, "n r"]) -> tuple[Float[Any, " r"], Float[Any, "
     Where the MAD is 0 the standard deviation stands instead.
     """
     xp = array_namespace(H)
-    H = xp.astype(H[valid_rows(H)], xp.float64)
+    H = xp.sort(xp.astype(H[valid_rows(H)], xp.float64), axis=0)  # the order of the rows matters to no bit
     low, high = (len(H) - 1) // 2, len(H) // 2  # the middle row, twice, or the two middle rows
-    ordered = xp.sort(H, axis=0)
-    center = (ordered[low, :] + ordered[high, :]) / 2
-    ordered = xp.sort(xp.abs(H - center), axis=0)
-    mad = (ordered[low, :] + ordered[high, :]) / 2
+    center = (H[low, :] + H[high, :]) / 2
+    spread = xp.sort(xp.abs(H - center), axis=0)
+    mad = (spread[low, :] + spread[high, :]) / 2
     _, deviation = moments(xp.permute_dims(H, (1, 0)))
     return center, xp.where(mad > 0, MAD_TO_SIGMA * mad, deviation)
 

@@ -151,3 +151,38 @@ def test_counts_with_bad_parameters_are_refused():
     for wrong in ({"epsilon": "auto"}, {"epsilon": -1.0}, {"epsilon": 4.0, "lower": 0.9, "upper": 0.5}):
         with pytest.raises(QScoreError, match="expected"):
             QScorer.from_counts(np.arange(30), 60, **wrong)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_one_row_scores_as_in_its_table(relu_table, dtype, shift):
+    H = (relu_table - shift).astype(dtype)
+    scorer = QScorer(epsilon=2.0).fit(H)
+    assert scorer.signed_ == (shift > 0)
+    expected = scorer.score_samples(H)
+    assert [scorer.score_one(row) for row in H] == expected.tolist()
+    assert scorer.score_one(np.asfortranarray(H)[7]) == expected[7]
+    assert expected.any()
+
+
+def test_one_row_follows_the_fit_and_travels(relu_table):
+    scorer = QScorer(epsilon=2.0).fit(relu_table)
+    first = scorer.score_one(relu_table[0])
+    assert pickle.loads(pickle.dumps(scorer)).score_one(relu_table[0]) == first
+    scorer.fit(relu_table[:100])
+    assert scorer.score_one(relu_table[0]) == scorer.score_samples(relu_table[:1])[0]
+    scorer.partial_fit(relu_table[100:])
+    assert scorer.score_one(relu_table[0]) == first
+
+
+def test_one_row_that_cannot_be_scored(relu_table):
+    with pytest.raises(NotFittedError):
+        QScorer().score_one(relu_table[0])
+    scorer = QScorer(epsilon=2.0).fit(relu_table)
+    for x in (relu_table[:1], relu_table[0, :10], relu_table[0].astype(int), relu_table[0].tolist()):
+        with pytest.raises(QScoreError, match=r"x: expected a floating-point array of shape \(64,\)"):
+            scorer.score_one(x)
+    for value in (np.nan, np.inf):
+        x = relu_table[0].copy()
+        x[3] = value
+        assert np.isnan(scorer.score_one(x))

@@ -1,12 +1,13 @@
 import json
+import mmap
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qscore import QScoreError
-from qscore.tables import formats, open_embeddings, vectors, write_shard
+from qscore import QScoreError, _stores
+from qscore.tables import StoreError, formats, open_embeddings, vectors, write_shard
 
 
 def columns(n, start=0):
@@ -158,3 +159,76 @@ def test_a_failed_write_leaves_nothing(tmp_path, H):
     (tmp_path / "file").touch()
     with pytest.raises(QScoreError, match="cannot write"):
         write_shard(tmp_path / "file" / "a.parquet", H, columns(50), {})
+
+
+@pytest.mark.parametrize("extension", ["parquet", "npy", "arrow"])
+def test_reading_can_begin_at_any_segment(tmp_path, monkeypatch, extension):
+    monkeypatch.setattr(formats, "BATCH_BYTES", 4 * 3 * 4)
+    monkeypatch.setattr(formats, "SEGMENT_BYTES", 8 * 3 * 4)
+    H = np.arange(90, dtype=np.float32).reshape(30, 3)
+    for k, rows in enumerate((H[:11], H[11:])):
+        table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 3)})
+        if extension == "parquet":
+            pq.write_table(table, tmp_path / f"{k}.parquet", row_group_size=3)
+        elif extension == "arrow":
+            with pa.OSFile(str(tmp_path / f"{k}.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table, max_chunksize=3)
+        else:
+            np.save(tmp_path / f"{k}.npy", rows)
+    table = open_embeddings(tmp_path)
+    whole = list(table.batches())
+    np.testing.assert_array_equal(np.concatenate([batch.embedding for batch in whole]), H)
+    assert [batch.segment for batch in whole] == sorted(batch.segment for batch in whole)
+    assert {batch.segment for batch in whole} == set(range(len(table.segments)))
+    assert len(table.segments) >= 4
+    for first in range(len(table.segments)):
+        rest = list(table.batches(first))
+        expected = [batch for batch in whole if batch.segment >= first]
+        assert [len(batch) for batch in rest] == [len(batch) for batch in expected]
+        for one, other in zip(rest, expected, strict=True):
+            np.testing.assert_array_equal(one.embedding, other.embedding)
+            assert one.columns["id"].equals(other.columns["id"])
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_store_that_fails_is_asked_three_times(tmp_path, monkeypatch, failures):
+    H = np.arange(90, dtype=np.float32).reshape(30, 3)
+    write_shard(tmp_path / "e.parquet", H, {"id": pa.array(map(str, range(30)))}, {})
+    monkeypatch.setattr(formats, "BATCH_BYTES", 4 * 3 * 4)
+    table, left = open_embeddings(tmp_path / "e.parquet"), [failures]
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def failing(self, *args, **options):
+        for number, batch in enumerate(iter_batches(self, *args, **options)):
+            if number == 5 and left[0]:
+                left[0] -= 1
+                raise OSError(110, "Connection timed out")
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
+    if failures < 3:
+        np.testing.assert_array_equal(table.read().embedding, H)
+    else:
+        with pytest.raises(StoreError, match=r"cannot read .*e.parquet: .*Connection timed out"):
+            table.read()
+
+
+def test_pages_of_a_mapped_file_are_let_go(tmp_path, monkeypatch):
+    H = np.random.default_rng(0).random((300, 50)).astype(np.float32)
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(H.reshape(-1)), 50)})
+    with pa.OSFile(str(tmp_path / "e.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    forgotten = []
+
+    class Map(mmap.mmap):
+        def madvise(self, option):
+            forgotten.append(option)
+            return super().madvise(option)
+
+    monkeypatch.setattr(_stores.mmap, "mmap", Map)
+    monkeypatch.setattr(_stores, "FORGET_BYTES", 1)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 10 * 50 * 4)
+    # Read on after each page was let go of: what was given stays as it was.
+    batches = list(open_embeddings(tmp_path / "e.arrow").batches())
+    np.testing.assert_array_equal(np.concatenate([batch.embedding for batch in batches]), H)
+    assert forgotten == [mmap.MADV_DONTNEED] * 30

@@ -245,7 +245,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         9.5
         """
         features, scorer = getattr(self, "_row_scorer", (None, None))
-        if scorer is None or features is not self.discriminative_features_:
+        if scorer is None or features is not self.discriminative_features_:  # D may have been found anew
             scorer = self._prepare_row_scorer()
         if not isinstance(x, np.ndarray) or x.shape != (self.n_features_in_,) or x.dtype.kind != "f":
             kind = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__

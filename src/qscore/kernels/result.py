@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from qscore._validate import QScoreError, check_features
 from qscore.core import COVERAGE, EPSILON_GRID, TIE_MARGIN, discriminative_features
-from qscore.kernels.levels import count_levels, cover_levels
+from qscore.kernels.entries import count_levels, cover_levels, select_entries
 
 __all__ = ["Scan", "automatic_epsilon"]
 
@@ -85,18 +85,16 @@ class Scan:
         )
 
     def select(self, features: Any) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Return the size of L_i ∩ D and the sum of deviations over it, for each row."""
+        """Return the size of L_i ∩ D and Q, for each row: 0 for an empty set, NaN if invalid."""
         chosen = np.zeros(len(self.counts), dtype=bool)
         chosen[check_features(np.asarray(features), len(self.counts))] = True
-        kept = chosen[self.active]
-        rows = np.repeat(np.arange(len(self)), self.n_active)[kept]
-        total = np.bincount(rows, weights=self.deviation[kept], minlength=len(self))
-        return np.bincount(rows, minlength=len(self)), total
+        size, score = np.empty(len(self), dtype=np.int64), np.empty(len(self))
+        select_entries(self.indptr, self.active, self.deviation, chosen, size, score)
+        return size, np.where(self.valid, score, np.nan)
 
     def q_score(self, features: Any) -> Float[np.ndarray, " n"]:
         """Return Q for each row as :func:`qscore.core.q_score` defines it: 0 for an empty set, NaN if invalid."""
-        size, total = self.select(features)
-        return np.where(self.valid, total / np.maximum(size, 1), np.nan)
+        return self.select(features)[1]
 
     @staticmethod
     def concatenate(scans: Sequence["Scan"]) -> "Scan":

@@ -310,10 +310,10 @@ def _write_scores(out: Path, spill: Spill, fit: _Fit, plain: _Fit | None, record
 
 def _score_rows(block: Block, fit: _Fit, plain: _Fit | None, schema: pa.Schema) -> pa.RecordBatch:
     found = block.scored.at(fit.epsilon)
-    size, _ = found.select(fit.features)
+    size, q = found.select(fit.features)
     indptr = found.indptr.astype(np.int32)
     values = {
-        "q_score": pa.array(found.q_score(fit.features).astype(np.float32), mask=~found.valid),
+        "q_score": pa.array(q.astype(np.float32), mask=~found.valid),
         "n_active": found.n_active.astype(np.int32),
         "n_discriminative": size.astype(np.int32),
         **{name: getattr(block.plain, name).astype(np.float32) for name in ROW_VALUES},

@@ -135,9 +135,9 @@ def _rescored(
                 epsilon=record["epsilon"],
                 two_sided=record["signed"],
             )
-            size, _ = found.select(D)
+            size, q = found.select(D)
             new = {
-                "q_score": pa.array(found.q_score(D).astype(np.float32), mask=~found.valid),
+                "q_score": pa.array(q.astype(np.float32), mask=~found.valid),
                 "n_discriminative": size.astype(np.int32),
             }
             columns = [new[name] if name in new else rows.column(name) for name in schema.names]

@@ -64,7 +64,7 @@ class EmbeddingTable:
     @property
     def record(self) -> dict[str, Any]:
         """What the table says of itself: encoder, checkpoint, preprocessing, non-negativity."""
-        return self.shards[0].record
+        return self.shards[-1].record  # which alone knows of all images that were left out
 
     @property
     def segments(self) -> list[tuple[int, int]]:
@@ -304,7 +304,13 @@ def _check_shards_agree(table: EmbeddingTable) -> None:
             raise QScoreError(f"{table.name}: {one} and {other} come from different runs of qscore embed")
 
 
-def write_shard(path: Path, embedding: np.ndarray, columns: dict[str, pa.Array], record: dict[str, Any]) -> None:
+def write_shard(
+    path: Path,
+    embedding: np.ndarray,
+    columns: dict[str, pa.Array],
+    record: dict[str, Any],
+    notes: dict[bytes, bytes] | None = None,
+) -> None:
     """Write rows of an embedding table as one Parquet file, whole or not at all.
 
     Parameters
@@ -317,6 +323,8 @@ def write_shard(path: Path, embedding: np.ndarray, columns: dict[str, pa.Array],
         ``id``, and any of ``label``, ``path``, ``view``.
     record : dict
         The table's metadata record.
+    notes : dict of bytes, optional
+        Further metadata, of this shard alone.
     """
     values = pa.array(np.ascontiguousarray(embedding).reshape(-1))
     arrays = {**columns, "embedding": pa.FixedSizeListArray.from_arrays(values, embedding.shape[1])}
@@ -325,7 +333,7 @@ def write_shard(path: Path, embedding: np.ndarray, columns: dict[str, pa.Array],
     with atomic_path(path) as temporary:
         # Embeddings do not compress, and their values do not repeat: plain pages read twice as fast.
         pq.write_table(
-            table.replace_schema_metadata(with_record(table.schema, record).metadata),
+            table.replace_schema_metadata(with_record(table.schema, record).metadata | (notes or {})),
             temporary,
             compression="none",
             use_dictionary=False,

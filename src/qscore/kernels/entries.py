@@ -1,4 +1,4 @@
-"""Which epsilons of a grid keep an entry of a scan: what automatic epsilon counts, without a scan for each epsilon."""
+"""Loops over the sparse entries of a scan: Q, and what each epsilon of a grid keeps, without a scan for each."""
 
 from typing import Any
 
@@ -7,7 +7,33 @@ import numpy as np
 from qscore.core import TIE_MARGIN
 from qscore.kernels.compilation import compiled
 
-__all__ = ["count_levels", "cover_levels"]
+__all__ = ["count_levels", "cover_levels", "select_entries"]
+
+
+@compiled()
+def select_entries(
+    indptr: Any, active: Any, deviation: Any, chosen: Any, size: Any, score: Any
+) -> None:  # pragma: no cover - compiled
+    """Write the size of each row's L_i ∩ D, and the mean deviation over it: Q, 0 where the set is empty.
+
+    Parameters
+    ----------
+    indptr, active, deviation : arrays
+        As in :class:`qscore.Scan`.
+    chosen : ndarray of bool, shape (r,)
+        D.
+    size : ndarray of int64, shape (n,)
+        Written to.
+    score : ndarray of float64, shape (n,)
+        Written to.
+    """
+    for i in range(size.shape[0]):
+        found, total = 0, 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            if chosen[active[k]]:
+                found += 1
+                total += deviation[k]
+        size[i], score[i] = found, total / max(found, 1)
 
 
 @compiled()
