@@ -252,3 +252,45 @@ def test_shards_whose_labels_differ_in_type_are_refused(tmp_path, H):
     with pytest.raises(QScoreError, match="shards differ in the type of 'label': int64 in some, string in others"):
         score(tmp_path / "e", tmp_path / "s.parquet", epsilon=3.0)
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+@pytest.mark.parametrize("value", [0.0, 3.5, np.nan])
+def test_tables_without_anything_to_score(tmp_path, value):
+    np.save(tmp_path / "e.npy", np.full((20, 40), value, np.float32))
+    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=2.0)
+    invalid = 20 if np.isnan(value) else 0
+    assert (summary.n_invalid, summary.n_constant, summary.n_empty) == (invalid, 20 - invalid, 20 - invalid)
+    assert (summary.n_discriminative, summary.coverage) == (0, None)
+    q = read_scores(tmp_path / "s.parquet")[0].column("q_score")
+    assert q.to_pylist() == [None if invalid else 0.0] * 20
+
+
+def test_values_that_float32_cannot_hold(tmp_path, rng):
+    np.save(tmp_path / "e.npy", rng.gamma(0.3, size=(20, 40)) * 1e100)
+    score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=2.0)
+    rows, _ = read_scores(tmp_path / "s.parquet")
+    assert np.isinf(rows.column("l2_norm").to_numpy()).all()
+    assert rows.column("valid").to_numpy().all()
+
+
+@pytest.mark.parametrize("damage", ["half", "foreign", "empty"])
+def test_a_damaged_shard_is_named_and_nothing_is_left(tmp_path, table, damage):
+    shard = table / "part-2.parquet"
+    whole = shard.read_bytes()
+    if damage == "empty":
+        pq.write_table(pq.read_table(shard).slice(0, 0), shard)
+    else:
+        shard.write_bytes(whole[: len(whole) // 2] if damage == "half" else b"<html>not found</html>")
+    with pytest.raises(QScoreError, match=r"part-2.parquet"):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]
+
+
+def test_a_full_disk_under_the_scans_leaves_nothing(tmp_path, table, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qscore.scoring.spill.pa.ipc.new_file", full)
+    with pytest.raises(QScoreError, match="cannot write .*: No space left on device"):
+        score(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]

@@ -308,6 +308,7 @@ def _write_scores(out: Path, spill: Spill, fit: _Fit, plain: _Fit | None, record
     write_rows(out, schema, (_score_rows(block, fit, plain, schema) for block in spill.blocks()))
 
 
+@np.errstate(over="ignore")  # what float32 cannot hold is infinite in the table
 def _score_rows(block: Block, fit: _Fit, plain: _Fit | None, schema: pa.Schema) -> pa.RecordBatch:
     found = block.scored.at(fit.epsilon)
     size, q = found.select(fit.features)
