@@ -1,5 +1,6 @@
 """`qscore score` on a 2 GB Parquet table, beside pyarrow reading the same column; and its memory."""
 
+import os
 import subprocess
 import sys
 import tempfile

@@ -25,6 +25,7 @@ __all__ = ["row_scorer", "scan_cpu", "usable_cores"]
 BLOCK_BYTES = 16 * 2**20  # fewer, larger blocks spend less on Python
 SHARES = 4  # blocks per thread, so that none waits long for another
 LANES = 32
+ENTRIES = 32  # active features of a row that room is made for; more of them cost a copy
 CHUNK = 512  # values between two requests for what comes next
 AHEAD = 2  # rows
 SLACK = 1e-12  # float64 rounds `h - mu > t` and `h > mu + t` apart by far less than this
@@ -277,8 +278,8 @@ def _scan_rows(
     valid = np.empty(n, np.bool_)
     indptr = np.zeros(n + 1, np.int64)
     room = r + 2  # what a row may write, the two that are not counted included
-    active = np.empty(4 * room, np.int32)
-    deviation = np.empty(4 * room, np.float64)
+    active = np.empty(ENTRIES * n + room, np.int32)
+    deviation = np.empty(ENTRIES * n + room, np.float64)
     counts = np.zeros(r, np.int64)
     used = 0
     for i in range(n):
