@@ -16,6 +16,7 @@ __all__ = [
     "check_keep",
     "check_matrix",
     "nearest",
+    "one_line",
     "require",
 ]
 
@@ -53,6 +54,11 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest option, or the empty string."""
     matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's first line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def check_matrix(H: Any, *, name: str = "H") -> None:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from qscore.encoders import Preprocessing, build_backbone, save_encoder
 from qscore.images import open_images
 
 
@@ -76,6 +77,21 @@ def test_bad_input_is_one_line_exit_1_and_nothing_half_written(tmp_path, matrix,
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["e.npy"]
+
+
+def test_embed_tells_what_it_left_out_and_where_the_views_are(tmp_path):
+    weights = build_backbone("small:resnet10-4").state_dict()
+    save_encoder(tmp_path / "enc", "small:resnet10-4", weights, Preprocessing(crop=8), method=None)
+    (tmp_path / "list.csv").write_text("path,label\ndigits#3,3\ngone.png,4\ndigits#5,5\n")
+    command = ["embed", "list.csv", "--encoder", "enc", "--out", "e", "--views", "2"]
+    done = qscore(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 images (1 left out: e.skipped.csv), 32 features: e\n2 views of each: e-views\n" in done.stdout
+    assert "gone.png,gone.png,cannot read the image: No such file" in (tmp_path / "e.skipped.csv").read_text()
+    data = json.loads(qscore(*command, "--json", cwd=tmp_path).stdout)
+    assert (data["n"], data["n_skipped"], data["skipped"], data["views"]) == (2, 1, "e.skipped.csv", "e-views")
+    done = qscore(*command, "--on-error", "raise", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: gone.png: cannot read the image")
 
 
 def test_odd_paths_are_printed_as_they_are_and_json_is_json(tmp_path):

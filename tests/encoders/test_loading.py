@@ -157,7 +157,7 @@ def test_timm_preprocessing_that_is_not_ours_is_refused(change):
         ("resnet18", r"no such file or folder; did you mean 'torchvision:resnet18'\?"),
         ("timn:resnet18", r"did you mean 'timm:resnet18'\?"),
         ("small:convnet-8", "small networks have no pre-trained weights: train one first"),
-        ("nowhere/encoder.safetensors", "expected torchvision:NAME, timm:NAME, an encoder directory or its encoder"),
+        ("nowhere/encoder.safetensors", "expected torchvision:NAME, timm:NAME, hf:NAME, an encoder"),
         ("x" * 5000, "File name too long"),
     ],
 )

@@ -1,4 +1,5 @@
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,57 @@ def test_linked_folders_are_followed_but_not_in_circles(classes, tmp_path_factor
     ]
 
 
+def test_folders_linked_to_each_other_are_not_walked_forever(classes):
+    (classes / "cat" / "x").symlink_to(classes / "dog")
+    (classes / "dog" / "y").symlink_to(classes / "cat")
+    (classes / "cat" / "self").symlink_to(classes / "cat" / "self")
+    source = FolderSource(str(classes))
+    assert [source.record(i).id for i in range(len(source))] == [
+        "cat/a.jpg",
+        "cat/c.PNG",
+        "cat/x/b.png",
+        "dog/b.png",
+        "dog/y/a.jpg",
+        "dog/y/c.PNG",
+    ]
+
+
+def test_listing_asks_no_file_for_its_size(classes, monkeypatch):
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: pytest.fail("asked"))
+    source = FolderSource(str(classes))
+    assert len(source) == 3 and source.record(1).label == "cat"
+
+
+def test_pipes_are_no_images(classes):
+    os.mkfifo(classes / "cat" / "b.png")
+    assert len(FolderSource(str(classes))) == 3
+
+
+def test_a_folder_that_may_not_be_listed(classes, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dog/"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(QScoreError, match=r"dog: cannot list the folder: Permission denied"):
+        FolderSource(str(classes))
+
+
+def test_empty_folder(tmp_path):
+    with pytest.raises(QScoreError, match="expected images .* found none in this folder") as caught:
+        open_images(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_copies_are_small_and_read_on_their_own(classes):
+    source = pickle.loads(pickle.dumps(FolderSource(str(classes))))
+    assert source.image(2).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_fingerprint_follows_the_files_not_the_place(classes, tmp_path_factory):
     before = FolderSource(str(classes)).fingerprint
     assert before == FolderSource(str(classes)).fingerprint and len(before) == 64
@@ -97,7 +149,7 @@ def test_damaged_image_is_named(classes):
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(QScoreError, match=r"expected images \(\.bmp.*found none"):
+    with pytest.raises(QScoreError, match=r"expected images \(\.avif.*found none"):
         FolderSource(str(tmp_path))
 
 

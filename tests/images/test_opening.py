@@ -7,6 +7,7 @@ from PIL import Image
 
 from qscore._validate import QScoreError
 from qscore.images import open_image, open_images
+from qscore.images.opening import expand_braces
 
 
 @pytest.fixture
@@ -44,6 +45,29 @@ def test_an_existing_name_is_no_pattern(shards):
     assert ids(open_images(shards / "odd[1]")) == ["a.png"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("a-{8..10}.tar", ["a-8.tar", "a-9.tar", "a-10.tar"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{x,y}{1..2}", ["x1", "x2", "y1", "y2"]),
+        ("{a,}b", ["ab", "b"]),
+        ("{a}{}{..}{1..}", ["{a}{}{..}{1..}"]),
+        ("plain", ["plain"]),
+        ("", [""]),
+    ],
+)
+def test_braces(pattern, names):
+    assert expand_braces(pattern) == names
+
+
+@pytest.mark.parametrize("pattern", ["{0..100000}", "{000..999}{000..999}", "{0..999999999999}"])
+def test_braces_are_bounded(pattern):
+    with pytest.raises(QScoreError, match="expected at most 100,000 names, got more"):
+        expand_braces(pattern)
+
+
 def test_an_open_source_is_returned_as_it_is():
     source = open_images("digits")
     assert open_images(source) is source
@@ -53,7 +77,7 @@ def test_an_open_source_is_returned_as_it_is():
     ("name", "message"),
     [
         ("digts", r"images 'digts': expected one of 'digits', .* no such file or folder; did you mean 'digits'\?"),
-        ("nowhere/at/all", "expected one of .* a folder of images; got no such file or folder$"),
+        ("nowhere/at/all", "expected one of .* a folder of images, .*; got no such file or folder$"),
         ("", "expected one of .* got no such file or folder"),
         ("x" * 5000, "File name too long"),
         ("nowhere-*.npz", r"nowhere-\*\.npz: no file or folder matches this pattern"),

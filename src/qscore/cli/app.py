@@ -32,6 +32,7 @@ features_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(features_app, name="features")
+app.add_typer(encoder_app)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
@@ -41,7 +42,11 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode 
 Precision = Annotated[
     Literal["32-true", "bf16-mixed", "16-mixed"], typer.Option(help="Arithmetic of the network, in Lightning's names.")
 ]
-Images = Annotated[str, typer.Argument(help="A folder of images, .npz archives (a glob in quotes), or 'digits'.")]
+IMAGES = (
+    "A folder of images, a .csv or .parquet list, .npz archives or WebDataset tars (a pattern in quotes), "
+    "torchvision:NAME/SPLIT, hf:NAME:SPLIT, or 'digits'."
+)
+Images = Annotated[str, typer.Argument(help=IMAGES)]
 
 
 def _version(wanted: bool) -> None:
@@ -81,7 +86,7 @@ def demo(
 @verb
 def pretrain(
     method: Annotated[str, typer.Argument(help="simclr")],
-    images: Annotated[str, typer.Option(help="A folder of images, .npz archives (a glob in quotes), or 'digits'.")],
+    images: Annotated[str, typer.Option(help=IMAGES)],
     out: Annotated[Path, typer.Option(help="Encoder directory to write.")],
     backbone: Annotated[
         str | None,
@@ -140,10 +145,17 @@ def embed(
     layer: Layer = None,
     tokens: Tokens = None,
     stem_padding: StemPadding = None,
+    views: Annotated[
+        int, typer.Option(min=0, max=127, help="Augmented views of each image, for a second table, OUT-views.")
+    ] = 0,
+    on_error: Annotated[
+        Literal["skip", "raise"], typer.Option(help="What an image that cannot be read does: be left out, or end it.")
+    ] = "skip",
     batch_size: BatchSize = 256,
     device: Device = "auto",
     workers: Workers = None,
     precision: Precision = "32-true",
+    seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> Outcome:
     """Write the representation of every image to an embedding table.
@@ -152,24 +164,32 @@ def embed(
     """
     require("torch", "vision")
     from qscore.embedding import embed as run
+    from qscore.embedding import read_skipped, skipped_path, views_path
+    from qscore.images import open_images
     from qscore.tables import open_embeddings
 
     run(
-        images,
+        open_images(images),  # before the encoder, which may have to be fetched
         load(encoder, method=method, layer=layer, tokens=tokens, stem_padding=stem_padding),
         out,
+        views=views,
+        seed=seed,
+        on_error=on_error,
         batch_size=batch_size,
         device=device,
         workers=workers,
         precision=precision,
         overwrite=overwrite,
     )
-    table = open_embeddings(out)
-    data = {"embeddings": str(out), "n": len(table), "n_features": table.n_features}
-    return Outcome(data, [f"{len(table):,} images, {table.n_features} features: {out}"])
-
-
-app.add_typer(encoder_app)
+    table, n_skipped = open_embeddings(out), len(read_skipped(out))
+    data: dict[str, Any] = {"embeddings": str(out), "n": len(table), "n_features": table.n_features}
+    data |= {"n_skipped": n_skipped, "skipped": str(skipped_path(out)) if n_skipped else None}
+    left_out = f" ({n_skipped:,} left out: {skipped_path(out)})" if n_skipped else ""
+    text = [f"{len(table):,} images{left_out}, {table.n_features} features: {out}"]
+    if views:
+        data["views"] = str(views_path(out))
+        text.append(f"{views} views of each: {views_path(out)}")
+    return Outcome(data, text)
 
 
 @app.command()

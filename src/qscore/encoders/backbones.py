@@ -10,6 +10,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
 from qscore._validate import QScoreError, nearest
+from qscore.encoders import resnets, vits
 
 __all__ = ["build_backbone", "drop_classifier", "resolve_name"]
 
@@ -33,7 +34,8 @@ def build_backbone(name: str) -> nn.Module:
     name : str
         ``"torchvision:NAME"``, ``"timm:NAME"``, or one of the small networks for images of 8 to 64 pixels:
         ``"small:convnet-W"`` (8 convolutions), ``"small:resnet10-W"``, ``"small:resnet18-W"`` (3x3 stem), of width W
-        and with r = 8 W features; ``-rN`` behind it gives r = N. A bare name is looked up in torchvision, then timm.
+        and with r = 8 W features; ``-rN`` behind it gives r = N. ``"resnet:..."`` and ``"vit:..."`` are the other
+        networks that checkpoints hold. A bare name is looked up in torchvision, then timm.
 
     Returns
     -------
@@ -185,8 +187,21 @@ def _conv(before: int, width: int, kernel: int = 3) -> nn.Module:
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
+def _numbers_fit(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+    def knows(name: str) -> bool:
+        match = pattern.fullmatch(name)
+        numbers = [int(part) for part in (match.groups() if match else ()) if part and part.isdecimal()]
+        named = match.groupdict() if match else {}
+        divided = not named or int(named["width"]) % max(1, int(named["heads"])) == 0
+        return match is not None and min(numbers) >= 1 and divided
+
+    return knows
+
+
 LIBRARIES = {
     "torchvision": Library(lambda name: name in _torchvision_names(), _torchvision, _torchvision_names),
     "timm": Library(_timm_knows, _timm, _timm_names),
     "small": Library(_small_knows, _small, _small_names),
+    "resnet": Library(_numbers_fit(resnets.NAME), resnets.build_resnet, lambda: ["18-cifar2", "50-same", "50-w128"]),
+    "vit": Library(_numbers_fit(vits.NAME), vits.build_vit, lambda: ["384x12-h6-m1536-p16-s224"]),
 }

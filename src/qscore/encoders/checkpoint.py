@@ -1,6 +1,5 @@
 """The project's own checkpoint: one safetensors file that knows its architecture and preprocessing."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +8,18 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from qscore import __version__
-from qscore._files import atomic_path
+from qscore._files import atomic_path, check_output, sha256
 from qscore._validate import QScoreError
-from qscore.encoders.backbones import build_backbone, resolve_name
+from qscore.encoders.assembly import assemble
+from qscore.encoders.backbones import resolve_name
 from qscore.encoders.encoder import Encoder, Source
 from qscore.encoders.preprocessing import Preprocessing
+from qscore.encoders.readout import Readout
 
-__all__ = ["load_checkpoint", "save_encoder"]
+__all__ = ["METADATA_KEY", "WEIGHTS", "convert_encoder", "load_checkpoint", "save_encoder"]
 
 VERSION = 1
 WEIGHTS = "encoder.safetensors"
@@ -34,6 +35,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
     "software": str,
     "extra": dict,
 }
+OPTIONAL: dict[str, type] = {"layer": str, "tokens": str, "config": dict}
 
 
 def save_encoder(
@@ -72,33 +74,85 @@ def save_encoder(
     QScoreError
         If the weights do not fit the backbone, ``extra`` is not for JSON, or the directory cannot be written.
     """
-    architecture = resolve_name(backbone_name)
-    encoder = _assemble(state_dict, Source("qscore", architecture, preprocessing, method), "state_dict")
-    record = {
-        "version": VERSION,
-        "architecture": architecture,
-        "dim": encoder.dim,
-        "nonnegative": encoder.nonnegative,
-        "preprocessing": preprocessing.to_json(),
-        "method": method,
-        "software": f"qscore {__version__}",
-        "extra": dict(extra or {}),
-    }
-    try:
-        text = json.dumps(record, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise QScoreError(f"extra: expected values that JSON can hold: {error}") from error
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    source = Source("qscore", resolve_name(backbone_name), preprocessing, method)
+    record, text = _describe(assemble(state_dict, source, "state_dict"), extra or {})
     folder = Path(directory)
+    content = _serialise(state_dict, text)
     with atomic_path(folder / READABLE) as file:
         file.write_text(json.dumps(record, indent=2) + "\n")
     with atomic_path(folder / WEIGHTS) as file:
-        file.write_bytes(save(tensors, metadata={METADATA_KEY: text}))
+        file.write_bytes(content)
     return folder / WEIGHTS
 
 
-def load_checkpoint(path: Path) -> Encoder:
-    """Load what `save_encoder` wrote, from the file or its directory.
+def convert_encoder(encoder: Encoder, out: str | Path, *, overwrite: bool = False) -> Path:
+    """Write an encoder from anywhere as one safetensors file that `load_encoder` takes.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        As `load_encoder` returned it.
+    out : str or Path
+        The file.
+    overwrite : bool, default=False
+        Replace a file that is there.
+
+    Returns
+    -------
+    Path
+        ``out``.
+
+    Raises
+    ------
+    QScoreError
+        If the file is there already, or cannot be written.
+    """
+    path = check_output(out, overwrite=overwrite)
+    backbone = encoder.backbone
+    network = backbone.network if isinstance(backbone, Readout) else backbone
+    source = encoder.source.architecture
+    origin = {name: value for name, value in encoder.source.to_json().items() if name != "config"}
+    _, text = _describe(encoder, {"origin": origin})
+    noise = torch.randn(2, 3, *[encoder.preprocess.crop] * 2, generator=torch.Generator().manual_seed(0))
+    with atomic_path(path) as file:
+        file.write_bytes(_serialise(network.state_dict(), text))
+        with torch.inference_mode():
+            if not torch.allclose(load_checkpoint(file)(noise), encoder(noise), rtol=1e-4, atol=1e-5):
+                raise QScoreError(f"{source}: {path} would not give the same representations; use it as it is")
+    return path
+
+
+def _describe(encoder: Encoder, extra: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the description of an encoder, and its JSON."""
+    source = encoder.source
+    record = {
+        "version": VERSION,
+        "architecture": source.architecture,
+        "dim": encoder.dim,
+        "nonnegative": encoder.nonnegative,
+        "preprocessing": source.preprocessing.to_json(),
+        "method": source.method,
+        "software": f"qscore {__version__}",
+        "extra": dict(extra),
+    } | {name: value for name in OPTIONAL if (value := getattr(source, name)) is not None}
+    try:
+        return record, json.dumps(record, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise QScoreError(f"extra: expected values that JSON can hold: {error}") from error
+
+
+def _serialise(state_dict: Mapping[str, Tensor], text: str) -> bytes:
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    content: bytes = save(tensors, metadata={METADATA_KEY: text})
+    return content
+
+
+def load_checkpoint(
+    path: Path, *, layer: str | None = None, tokens: str | None = None, preprocessing: Preprocessing | None = None
+) -> Encoder:
+    """Load what `save_encoder` or `convert_encoder` wrote, from the file or its directory.
+
+    ``layer``, ``tokens`` and ``preprocessing`` take the place of those in the file; see `load_encoder`.
 
     Raises
     ------
@@ -107,8 +161,7 @@ def load_checkpoint(path: Path) -> Encoder:
     """
     file = path / WEIGHTS if path.is_dir() else path
     try:
-        with file.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = sha256(file)
         with safetensors.safe_open(file, framework="pt") as archive:
             metadata = archive.metadata() or {}
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 (not a mapping)
@@ -117,15 +170,35 @@ def load_checkpoint(path: Path) -> Encoder:
     except (safetensors.SafetensorError, ValueError, RuntimeError, AttributeError, KeyError) as error:
         raise QScoreError(f"{file}: expected an {WEIGHTS}, got a file that is damaged or of another kind") from error
     record = _parse(metadata.get(METADATA_KEY), file)
-    preprocessing = Preprocessing.from_json(record["preprocessing"])
-    source = Source("qscore", record["architecture"], preprocessing, record["method"], sha256)
-    encoder = _assemble(tensors, source, str(file))
-    if (encoder.dim, encoder.nonnegative) != (record["dim"], record["nonnegative"]):
+    as_saved = layer is None and tokens is None and preprocessing is None
+    preprocessing = preprocessing or Preprocessing.from_json(record["preprocessing"])
+    readout = (record.get("layer"), record.get("tokens")) if (layer, tokens) == (None, None) else (layer, tokens)
+    architecture, config = record["architecture"], record.get("config")
+    source = Source(
+        "qscore",
+        architecture,
+        preprocessing,
+        record["method"],
+        digest,
+        layer=readout[0],
+        tokens=readout[1],
+        notes=_origin(record["extra"]),
+        config=config,
+    )
+    encoder = assemble(tensors, source, str(file))
+    if as_saved and (encoder.dim, encoder.nonnegative) != (record["dim"], record["nonnegative"]):
         raise QScoreError(
             f"{file}: expected {record['dim']} features, non-negative: {record['nonnegative']}, but the network gives "
             f"{encoder.dim}, {encoder.nonnegative}; load it with the software that wrote it ({record['software']})"
         )
     return encoder
+
+
+def _origin(extra: Mapping[str, Any]) -> tuple[str, ...]:
+    origin = extra.get("origin")
+    if not isinstance(origin, dict):
+        return ()
+    return (f"converted from: {origin.get('format')}, SHA-256 {origin.get('sha256')}",)
 
 
 def _parse(text: str | None, file: Path) -> dict[str, Any]:
@@ -141,31 +214,7 @@ def _parse(text: str | None, file: Path) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if not isinstance(record.get(name, ...), kind):
             raise QScoreError(f"{file}: the description of the encoder is damaged: no valid {name!r}")
+    for name, expected in OPTIONAL.items():
+        if name in record and not isinstance(record[name], expected):
+            raise QScoreError(f"{file}: the description of the encoder is damaged: no valid {name!r}")
     return record
-
-
-def _assemble(tensors: Mapping[str, Tensor], source: Source, name: str) -> Encoder:
-    with torch.random.fork_rng(devices=[]):  # loading a network must not change the caller's random numbers
-        backbone = build_backbone(source.architecture)
-    _check_fit(tensors, backbone, name, source.architecture)
-    backbone.load_state_dict(tensors)
-    return Encoder(backbone, source)
-
-
-def _check_fit(tensors: Mapping[str, Tensor], backbone: nn.Module, name: str, architecture: str) -> None:
-    expected = backbone.state_dict()
-    problems = [f"{key!r} is missing" for key in expected if key not in tensors]
-    problems += [f"{key!r} is not part of it" for key in tensors if key not in expected]
-    problems += [
-        f"{key!r} has {_describe(tensors[key])} instead of {_describe(tensor)}"
-        for key, tensor in expected.items()
-        if key in tensors and _describe(tensors[key]) != _describe(tensor)
-    ]
-    if problems:
-        more = f"; {len(problems) - 4} more do not fit" if len(problems) > 4 else ""
-        raise QScoreError(f"{name}: the weights do not fit {architecture}: {'; '.join(problems[:4])}{more}")
-
-
-def _describe(tensor: Tensor) -> str:
-    kind = "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
-    return f"{kind} values of shape {tuple(tensor.shape)}"

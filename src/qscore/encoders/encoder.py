@@ -1,5 +1,6 @@
 """An encoder: a network that turns images into representations, with all one must know to use it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -13,26 +14,39 @@ from qscore.encoders.preprocessing import Preprocessing
 __all__ = ["Encoder", "Source", "measure_output"]
 
 
+UNIT_NORM_WITHIN = 1e-3  # rounding in half precision
+
+
 @dataclass(frozen=True)
 class Source:
     """Where an encoder came from; recorded with every embedding it makes."""
 
     format: str
-    """Kind of checkpoint, e.g. ``"torchvision"``, ``"timm"``, ``"qscore"``."""
+    """Kind of checkpoint, e.g. ``"torchvision"``, ``"timm"``, ``"qscore"``, ``"MoCo v2"``."""
     architecture: str
     """A name that `build_backbone` understands."""
     preprocessing: Preprocessing
     """What turns an image into the network's input."""
     method: str | None = None
-    """How it was trained, e.g. ``"simclr"``; None where unknown."""
+    """How it was trained, e.g. ``"simclr"``; ``"unknown (A or B)"`` where several agree, None where nothing tells."""
     sha256: str | None = None
     """SHA-256 of the weights' file; None where they came from no single file."""
     dropped: tuple[str, ...] = ()
     """Modules of the checkpoint that were left out, such as its classifier."""
+    layer: str | None = None
+    """Module whose output is the representation; None for the network's own output."""
+    tokens: str | None = None
+    """Which of a vision transformer's tokens it is: ``"class"``, ``"patches"`` or ``"both"``; None: its own choice."""
+    notes: tuple[str, ...] = ()
+    """What else there is to know of the file: why modules were left out, what its name suggests."""
+    config: Mapping[str, Any] | None = None
+    """The settings of a network from Hugging Face; None for all others."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as values that JSON can hold."""
-        return asdict(self) | {"preprocessing": self.preprocessing.to_json(), "dropped": list(self.dropped)}
+        """Return the fields as values that JSON can hold, without those that say nothing."""
+        record = asdict(self) | {"preprocessing": self.preprocessing.to_json(), "dropped": list(self.dropped)}
+        optional = {name: record.pop(name) for name in ("layer", "tokens", "notes", "config")}
+        return record | {name: value for name, value in optional.items() if value}
 
 
 @final
@@ -52,6 +66,8 @@ class Encoder(nn.Module):
         Number of features r.
     nonnegative : bool
         Whether representations have no negative values, as after a ReLU.
+    normalised : bool
+        Whether representations come out with unit L2 norm, as of some image-text models.
     preprocess : Preprocessing
         PIL image to float32 tensor of shape (3, h, w).
     source : Source
@@ -69,7 +85,9 @@ class Encoder(nn.Module):
         self.source = source
         self.preprocess = source.preprocessing
         self.eval()
-        self.dim, self.nonnegative = measure_output(backbone, source.preprocessing.crop)
+        h = _run_on_noise(backbone, source.preprocessing.crop)
+        self.dim, self.nonnegative = h.shape[1], bool((h >= 0).all())
+        self.normalised = bool(((h.norm(dim=1) - 1).abs() < UNIT_NORM_WITHIN).all())
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r"]:
         """Return the representations of a preprocessed batch; gradients flow unless the caller forbids them."""
@@ -97,6 +115,12 @@ def measure_output(backbone: nn.Module, size: int) -> tuple[int, bool]:
     QScoreError
         If the backbone does not accept such images, or its output has another shape.
     """
+    h = _run_on_noise(backbone, size)
+    return h.shape[1], bool((h >= 0).all())
+
+
+def _run_on_noise(backbone: nn.Module, size: int) -> Tensor:
+    """Return the representations (2, r) of two images of noise."""
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     # No architecture says whether a ReLU comes last. On noise, a signed feature is negative about half of the time,
     # so among 2 r values of a network without one at least one is.
@@ -106,11 +130,14 @@ def measure_output(backbone: nn.Module, size: int) -> tuple[int, bool]:
     try:
         with torch.no_grad():
             h = backbone(noise)
+    except QScoreError:
+        raise
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise QScoreError(f"the network does not accept images of {size} x {size} pixels: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise QScoreError(f"the network does not accept images of {size} x {size} pixels: {reason}") from error
     finally:
         backbone.train(training)
     if not isinstance(h, Tensor) or h.ndim != 2 or len(h) != 2:
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         raise QScoreError(f"the network: expected output of shape (b, r), got {shape} for a batch of 2")
-    return h.shape[1], bool((h >= 0).all())
+    return h

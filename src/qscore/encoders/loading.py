@@ -1,9 +1,11 @@
 """One function that turns what a user typed into an encoder."""
 
 import contextlib
-import hashlib
+import json
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -12,23 +14,54 @@ import torch
 from torch import nn
 from torchvision import models
 
+from qscore._files import sha256
 from qscore._validate import QScoreError, nearest
+from qscore.encoders import hub
 from qscore.encoders.backbones import LIBRARIES, drop_classifier
-from qscore.encoders.checkpoint import load_checkpoint
+from qscore.encoders.checkpoint import METADATA_KEY, WEIGHTS, load_checkpoint
 from qscore.encoders.encoder import Encoder, Source
 from qscore.encoders.preprocessing import Preprocessing
+from qscore.encoders.reading import read_metadata
+from qscore.encoders.readout import read_out
+from qscore.encoders.released import load_released
 
 __all__ = ["load_encoder"]
 
+CONFIG = "config.json"
+LONGEST_REASON = 400
 
-def load_encoder(spec: str | Path | Encoder) -> Encoder:
-    """Load a trained encoder.
+
+def load_encoder(
+    spec: str | Path | Encoder,
+    *,
+    method: str | None = None,
+    layer: str | None = None,
+    tokens: str | None = None,
+    stem_padding: int | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Encoder:
+    """Load a trained encoder, strictly: every weight is accounted for, or the file is refused.
 
     Parameters
     ----------
     spec : str, Path or Encoder
-        ``"torchvision:NAME"`` or ``"timm:NAME"`` for that library's pre-trained weights with their own preprocessing;
-        an encoder directory or its ``encoder.safetensors``; an encoder is returned as it is.
+        ``"torchvision:NAME"``, ``"timm:NAME"`` or ``"hf:NAME"`` for pre-trained weights with their own preprocessing;
+        a directory with ``config.json`` and ``model.safetensors`` by timm or transformers; an encoder directory or
+        its ``encoder.safetensors``; a checkpoint of SimCLR, MoCo, SwAV, BYOL, SimSiam, DINO, VICReg, Barlow Twins,
+        solo-learn, VISSL, lightly or Lightning. Of files by others only tensors are read; code in them never runs.
+        An encoder is returned as it is.
+    method : str, optional
+        How it was trained, e.g. ``"simclr"`` or ``"supervised"``, or the name of a format: decides where nothing in
+        the file does.
+    layer : str, optional
+        Take the representation at this module, a path as in ``named_modules()``; by default the network's output.
+    tokens : {"class", "patches", "both"}, optional
+        Of a vision transformer: the class token, the mean of the patch tokens, or the one beside the other; by
+        default what the network's authors use.
+    stem_padding : {1, 2}, optional
+        Padding of a 3x3 stem, which no file tells; by default that of its format, if it has one.
+    preprocessing : Preprocessing, optional
+        Use this instead of the publisher's.
 
     Returns
     -------
@@ -38,51 +71,122 @@ def load_encoder(spec: str | Path | Encoder) -> Encoder:
     Raises
     ------
     QScoreError
-        If the name is unknown, or the weights cannot be fetched, are damaged or do not fit.
+        If the name is unknown; if the weights cannot be fetched, are damaged, do not fit or need code to run; or if
+        the file fits several formats that differ in arithmetic or preprocessing, which the message lists.
+
+    Examples
+    --------
+    >>> import tempfile, torch, torchvision
+    >>> from qscore import load_encoder
+    >>> weights = torchvision.models.resnet18().state_dict()
+    >>> file = tempfile.mkdtemp() + "/moco_v2.pth.tar"
+    >>> weights = {f"module.encoder_q.{key}": value for key, value in weights.items()}
+    >>> torch.save({"state_dict": weights}, file)
+    >>> encoder = load_encoder(file)
+    >>> encoder.source.format, encoder.dim, encoder.source.dropped
+    ('MoCo v2', 512, ('encoder_q.fc',))
     """
     if isinstance(spec, Encoder):
+        _refuse_options("an encoder that is loaded already", (method, layer, tokens, stem_padding, preprocessing))
         return spec
+    readout = {"layer": layer, "tokens": tokens}
     library, _, name = str(spec).partition(":")
     if library in PRETRAINED:
-        return _load_pretrained(library, name)
+        _refuse_options(f"'{library}:'", (method, stem_padding))
+        return _load_pretrained(library, name, readout, preprocessing)
+    path = _existing_path(spec)
+    if path.is_dir() and not Path(path, WEIGHTS).exists() and Path(path, CONFIG).is_file():
+        _refuse_options("a directory", (method, stem_padding))
+        return _load_directory(path, readout, preprocessing)
+    if path.is_dir() or METADATA_KEY in read_metadata(path):
+        _refuse_options("an encoder of this package's", (method, stem_padding))
+        return load_checkpoint(path, **readout, preprocessing=preprocessing)
+    return load_released(path, method=method, **readout, stem_padding=stem_padding, preprocessing=preprocessing)
+
+
+def _existing_path(spec: str | Path) -> Path:
+    """Return the path, or its directory if it is the weights of one by timm or transformers."""
+    path = Path(spec)
     try:
-        exists = Path(spec).exists()
+        if not path.exists():
+            raise QScoreError(
+                f"encoder {str(spec)!r}: expected torchvision:NAME, timm:NAME, hf:NAME, an encoder directory or its "
+                f"encoder.safetensors, or a checkpoint; got no such file or folder{_hint(str(spec))}"
+            )
     except OSError as error:
         raise QScoreError(f"encoder {str(spec)!r}: {error.strerror}") from error
-    if exists:
-        return load_checkpoint(Path(spec))
-    raise QScoreError(
-        f"encoder {str(spec)!r}: expected torchvision:NAME, timm:NAME, an encoder directory or its "
-        f"encoder.safetensors; got no such file or folder{_hint(str(spec))}"
-    )
+    if path.name == hub.WEIGHTS and METADATA_KEY not in read_metadata(path) and Path(path.parent, CONFIG).is_file():
+        return path.parent
+    return path
+
+
+def _refuse_options(what: str, options: tuple[Any, ...]) -> None:
+    if any(option is not None for option in options):
+        raise QScoreError(f"{what} takes no such option: method and stem_padding are for checkpoints of others")
 
 
 def _hint(spec: str) -> str:
     if spec.startswith("small:"):
         return "; small networks have no pre-trained weights: train one first"
-    for library in PRETRAINED:
+    libraries = [library for library in PRETRAINED if library in LIBRARIES]
+    for library in libraries:
         if LIBRARIES[library].knows(spec):
             return f"; did you mean '{library}:{spec}'?"
-    return nearest(spec, (f"{library}:{name}" for library in PRETRAINED for name in LIBRARIES[library].names()))
+    return nearest(spec, (f"{library}:{name}" for library in libraries for name in LIBRARIES[library].names()))
 
 
-def _load_pretrained(library: str, name: str) -> Encoder:
-    if not LIBRARIES[library].knows(name):
+def _load_pretrained(
+    library: str, name: str, readout: dict[str, str | None], preprocessing: Preprocessing | None
+) -> Encoder:
+    if library in LIBRARIES and not LIBRARIES[library].knows(name):
         hint = nearest(name, LIBRARIES[library].names())
         raise QScoreError(f"encoder '{library}:{name}': {library} has no network of this name{hint}")
+    advice = "check the name, the network connection and the download cache"
+    if library == "hf":
+        advice += "; a gated model also needs 'hf auth login'"
+    return _load(f"{library}:{name}", lambda: PRETRAINED[library](name), advice, readout, preprocessing)
+
+
+def _load_directory(path: Path, readout: dict[str, str | None], preprocessing: Preprocessing | None) -> Encoder:
+    if not any(path.glob("*.safetensors")):
+        raise QScoreError(
+            f"{path}: expected {hub.WEIGHTS} beside {CONFIG}; other weights are not read, as they may run code"
+        )
+    try:
+        config = json.loads(Path(path, CONFIG).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise QScoreError(f"{path}: {CONFIG} is damaged: {error}") from error
+    by_timm = isinstance(config, dict) and "architecture" in config
+    load = _load_timm if by_timm else hub.load_hugging_face
+    name = f"local-dir:{path}" if by_timm else str(path)
+    return _load(str(path), lambda: load(name), f"check {CONFIG} and the weights", readout, preprocessing)
+
+
+def _load(
+    spec: str,
+    load: Callable[[], tuple[nn.Module, Source]],
+    advice: str,
+    readout: dict[str, str | None],
+    preprocessing: Preprocessing | None,
+) -> Encoder:
     try:
         # Building draws random weights first, and torch.hub announces downloads on standard output.
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
-            backbone, source = PRETRAINED[library](name)
-    except QScoreError:
-        raise
+            backbone, source = load()
+    except QScoreError as error:
+        raise QScoreError(f"encoder '{spec}': {error}") from error
     except Exception as error:  # libraries, network and damaged files raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise QScoreError(
-            f"encoder '{library}:{name}': its pre-trained weights could not be loaded: {reason}; "
-            "check the name, the network connection and the download cache"
+            f"encoder '{spec}': its pre-trained weights could not be loaded: {reason}; {advice}"
         ) from error
-    return Encoder(backbone, source)
+    source = replace(
+        source,
+        layer=readout["layer"],
+        tokens=readout["tokens"],
+        preprocessing=preprocessing or source.preprocessing,
+    )
+    return Encoder(read_out(backbone, layer=source.layer, tokens=source.tokens), source)
 
 
 def _load_torchvision(name: str) -> tuple[nn.Module, Source]:
@@ -107,7 +211,8 @@ def _load_timm(name: str) -> tuple[nn.Module, Source]:
     import timm  # slow to import, and often not needed
     from timm.data.config import resolve_model_data_config
 
-    model = timm.create_model(name, pretrained=True, num_classes=0)
+    model = timm.create_model(name, pretrained=True)  # num_classes=0 would load in part without a word
+    model.reset_classifier(0)  # type: ignore[operator]
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     tag = f".{config['tag']}" if config.get("tag") else ""
     classifier = config.get("classifier") or ()
@@ -139,6 +244,8 @@ def _timm_file(config: dict[str, Any]) -> Path | None:
     """Return the file of the Hugging Face cache that timm has read, the safe form first as timm does."""
     from huggingface_hub import try_to_load_from_cache
 
+    if config.get("source") == "local-dir":
+        return Path(config["file"], "model.safetensors")
     if config.get("hf_hub_id"):
         repository, _, revision = config["hf_hub_id"].partition("@")
         for filename in ("model.safetensors", "pytorch_model.bin"):
@@ -149,11 +256,12 @@ def _timm_file(config: dict[str, Any]) -> Path | None:
 
 
 def _sha256(file: Path | None) -> str | None:
-    if file is None or not file.is_file():
-        return None
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(file) if file is not None and file.is_file() else None
 
 
 # One row for each library; checkpoint formats by others get their own table beside it.
-PRETRAINED = {"torchvision": _load_torchvision, "timm": _load_timm}
+PRETRAINED: dict[str, Callable[[str], tuple[nn.Module, Source]]] = {
+    "torchvision": _load_torchvision,
+    "timm": _load_timm,
+    "hf": hub.load_hugging_face,
+}

@@ -1,6 +1,7 @@
 """One table of the kinds of image source, and the two functions that consult it."""
 
 import glob
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +13,12 @@ from qscore._validate import QScoreError, nearest
 from qscore.images.archive import ArchiveSource
 from qscore.images.decode import read_image
 from qscore.images.digits import DigitsSource
+from qscore.images.files import is_uri, stamp
 from qscore.images.folder import FolderSource
+from qscore.images.lists import ListSource
+from qscore.images.published import HubSource, TorchvisionSource
 from qscore.images.sources import ImageSource, Joined
+from qscore.images.tars import TarSource
 
 __all__ = ["open_image", "open_images"]
 
@@ -26,12 +31,28 @@ class Kind(NamedTuple):
     open: Callable[[str], ImageSource]
 
 
+def _ending(*endings: str) -> Callable[[str], bool]:
+    return lambda name: name.lower().endswith(endings)
+
+
+def _beginning(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
 KINDS = (
     Kind("'digits'", lambda name: name == "digits", lambda _: DigitsSource()),
-    Kind("an .npz archive (or a pattern such as 'train-*.npz')", lambda name: name.endswith(".npz"), ArchiveSource),
+    Kind("torchvision:NAME/SPLIT", _beginning("torchvision:"), TorchvisionSource),
+    Kind("hf:NAME:SPLIT", _beginning("hf:"), HubSource),
     Kind("a folder of images", lambda name: bool(name) and Path(name).is_dir(), FolderSource),
+    Kind("an .npz archive", _ending(".npz"), ArchiveSource),
+    Kind("a WebDataset tar (patterns such as 'train-{000..099}.tar' name several)", _ending(".tar"), TarSource),
+    Kind("a .csv or .parquet list", _ending(".csv", ".parquet"), lambda name: ListSource(name, open_image)),
 )
 NAMES = ("digits",)
+MEMBER = ".tar#"
+# A numeric range, alternatives, or a stretch of text: whatever is no brace expression stands for itself.
+BRACES = re.compile(r"(\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},]*(?:,[^{},]*)+))\}|[^{]+|\{)")
+MOST_NAMES = 100_000
 
 
 def open_images(source: str | Path | ImageSource | Sequence[str | Path]) -> ImageSource:
@@ -40,8 +61,10 @@ def open_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     Parameters
     ----------
     source : str, Path, ImageSource or list of str or Path
-        A folder of images, an ``.npz`` archive, a pattern such as ``"train-*.npz"``, or ``"digits"``; a list is
-        read end to end; an open source is returned as it is.
+        A folder of images; a ``.csv`` or ``.parquet`` list with a column ``path``, and ``id`` and ``label`` if there;
+        an ``.npz`` archive; a WebDataset tar; a pattern such as ``"train-*.npz"`` or ``"train-{000..099}.tar"``;
+        ``"torchvision:CIFAR10/test"``; ``"hf:ylecun/mnist:test"``; or ``"digits"``. Lists and tars may lie in an
+        object store. A Python list is read end to end; an open source is returned as it is.
 
     Raises
     ------
@@ -73,7 +96,8 @@ def open_image(locator: str) -> Image.Image:
     Parameters
     ----------
     locator : str
-        An image file, or a source and a position such as ``"a.npz#17"`` or ``"digits#17"``.
+        An image file, local or a URI, or a source and what is meant of it, such as ``"a.npz#17"``, ``"digits#17"``,
+        ``"torchvision:CIFAR10/test#17"`` or ``"b.tar#member.jpg"``.
 
     Raises
     ------
@@ -86,28 +110,79 @@ def open_image(locator: str) -> Image.Image:
     >>> open_image("digits#17").size
     (8, 8)
     """
+    if MEMBER in locator and not Path(locator).is_file():
+        head, _, member = locator.partition(MEMBER)
+        tar = _reopen(f"{head}.tar", stamp(f"{head}.tar"))
+        if not isinstance(tar, TarSource) or member not in tar.positions:
+            raise QScoreError(f"{locator}: no such image in {head}.tar")
+        return tar.image(tar.positions[member])
     container, _, position = locator.rpartition("#")
     if not (position.isdecimal() and any(kind.accepts(container) for kind in KINDS)):
-        return read_image(Path(locator))
-    path = Path(container)
-    source = _reopen(container, path.stat().st_mtime_ns if path.is_file() else 0)
+        return read_image(locator)
+    source = _reopen(container, stamp(container))
     if int(position) >= len(source):
         raise QScoreError(f"{locator}: expected a position below {len(source)}")
     return source.image(int(position))
 
 
 @lru_cache(maxsize=8)
-def _reopen(container: str, _modified: int) -> ImageSource:
+def _reopen(container: str, _stamp: tuple[int, int]) -> ImageSource:
     """Keep containers open from one image to the next, unless the file has changed."""
     return _open_one(container)
 
 
 def _expand(name: str) -> list[str]:
-    if not glob.has_magic(name) or Path(name).exists():
+    if is_uri(name):
+        return expand_braces(name)
+    if name.startswith(("torchvision:", "hf:")) or _exists(name):
         return [name]
-    names = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    return [match for pattern in expand_braces(name) for match in _glob(pattern)]
+
+
+def _glob(pattern: str) -> list[str]:
+    if not glob.has_magic(pattern) or _exists(pattern):
+        return [pattern]
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
     if not names:
-        raise QScoreError(f"{name}: no file or folder matches this pattern")
+        raise QScoreError(f"{pattern}: no file or folder matches this pattern")
+    return names
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a name too long: opening it will say so
+        return False
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Write out numeric ranges and alternatives in braces, as a shell does.
+
+    Raises
+    ------
+    QScoreError
+        If that gives more than 100,000 names.
+
+    Examples
+    --------
+    >>> expand_braces("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    >>> expand_braces("{a,b}.npz")
+    ['a.npz', 'b.npz']
+    """
+    names = [""]
+    for literal, low, high, options in BRACES.findall(pattern):
+        choices = [literal]
+        if low:
+            width = max(len(low), len(high)) if "0" in (low[0], high[0]) else 0
+            count = abs(int(high) - int(low)) + 1
+            step = 1 if int(high) >= int(low) else -1
+            choices = [f"{int(low) + step * i:0{width}d}" for i in range(min(count, MOST_NAMES + 1))]
+        elif options:
+            choices = options.split(",")
+        if len(names) * len(choices) > MOST_NAMES:
+            raise QScoreError(f"{pattern}: expected at most {MOST_NAMES:,} names, got more")
+        names = [name + choice for name in names for choice in choices]
     return names
 
 
@@ -120,4 +195,6 @@ def _open_one(name: str) -> ImageSource:
         raise QScoreError(f"images {name!r}: {error.strerror}") from error
     forms = ", ".join(kind.description for kind in KINDS)
     found = "a file" if Path(name).is_file() else "no such file or folder"
+    if found == "a file" and name.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
+        found = "a compressed tar, which cannot be read at random: decompress it first"
     raise QScoreError(f"images {name!r}: expected one of {forms}; got {found}{nearest(name, NAMES)}")

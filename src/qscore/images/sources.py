@@ -25,7 +25,7 @@ class ImageRecord:
     id: str
     """Unique within its source."""
     path: str
-    """A locator that `open_image` can reopen: a file, ``a.npz#17``, ``digits#17``."""
+    """A locator that `open_image` can reopen: a file, ``a.npz#17``, ``b.tar#member.jpg``, ``digits#17``."""
     label: Label
     """Class name, or number where classes have no names, or None."""
 
@@ -55,7 +55,15 @@ class ImageSource(Protocol):
         """Return id, locator and label of an image."""
 
     def image(self, index: int) -> Image.Image:
-        """Return an image, upright and in RGB."""
+        """Return an image, upright and in RGB.
+
+        Raises
+        ------
+        QScoreError
+            If this image cannot be read.
+        StoreError
+            If the disk or the store fails, so that no other image could be read either.
+        """
 
 
 def subset(source: ImageSource, indices: Iterable[int]) -> ImageSource:

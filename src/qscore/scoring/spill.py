@@ -64,6 +64,14 @@ def fit_scaling(table: EmbeddingTable) -> Scaling:
     return Scaling(*core.robust_scaling(rows))
 
 
+def _negative_rows(embedding: np.ndarray) -> np.ndarray:
+    """Tell which rows have a negative value; of a table without any in a pass that vector registers like."""
+    if embedding.min() >= 0:
+        return np.zeros(len(embedding), dtype=bool)
+    negative: np.ndarray = embedding.min(axis=1) < 0
+    return negative
+
+
 class _NegativeError(Exception):
     """A valid row has a negative value."""
 
@@ -123,7 +131,7 @@ class Spill:
         writer = None
         for batch in batches:
             plain = scan(batch.embedding, self.epsilon, threads=threads)
-            negative = plain.valid & (batch.embedding.min(axis=1) < 0)
+            negative = plain.valid & _negative_rows(batch.embedding)
             if stop_if_negative and negative.any():
                 raise _NegativeError
             columns = {**batch.columns, **self._columns(batch.embedding, plain, threads), "negative": negative}
