@@ -9,13 +9,14 @@ import pytest
 
 from qscore import QScoreError, score
 from qscore.scoring import features_path
-from qscore.tables import formats, write_shard
+from qscore.tables import embeddings, formats, write_shard
 
 spill = sys.modules["qscore.scoring.spill"]
 
 
 @pytest.fixture
-def table(tmp_path, relu_table):
+def table(tmp_path, relu_table, monkeypatch):
+    monkeypatch.setattr(embeddings, "PART_BYTES", 1)
     for k in range(5):
         rows = np.arange(k * 40, (k + 1) * 40)
         write_shard(
@@ -28,7 +29,8 @@ def table(tmp_path, relu_table):
 def signed(tmp_path, rng, monkeypatch):
     """A table of several segments in one file, whose only negative value comes late."""
     monkeypatch.setattr(formats, "BATCH_BYTES", 20 * 64 * 4)
-    monkeypatch.setattr(formats, "SEGMENT_BYTES", 40 * 64 * 4)
+    monkeypatch.setattr(formats, "SEGMENT_BYTES", 20 * 64 * 4)
+    monkeypatch.setattr(embeddings, "PART_BYTES", 40 * 64 * 4)
     H = rng.gamma(0.3, size=(200, 64)).astype(np.float32)
     H[150, 3] = -0.5
     np.save(tmp_path / "signed.npy", H)
@@ -144,10 +146,11 @@ def test_a_kill_between_the_two_outputs_is_repaired(tmp_path, table, monkeypatch
 SLOW_SCAN = """
 import os, signal, sys
 import qscore.scoring.spill as spill
-from qscore.tables import formats
+from qscore.tables import embeddings, formats
 from qscore import score
 
-formats.BATCH_BYTES, formats.SEGMENT_BYTES = 20 * 64 * 4, 40 * 64 * 4
+formats.BATCH_BYTES = formats.SEGMENT_BYTES = 20 * 64 * 4
+embeddings.PART_BYTES = 40 * 64 * 4
 budget, place = int(sys.argv[3]), {"seen": 0}
 
 

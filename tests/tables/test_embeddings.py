@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qscore import QScoreError, _stores
-from qscore.tables import StoreError, formats, open_embeddings, vectors, write_shard
+from qscore.tables import StoreError, embeddings, formats, open_embeddings, vectors, write_shard
 
 
 def columns(n, start=0):
@@ -165,6 +165,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, H):
 def test_reading_can_begin_at_any_segment(tmp_path, monkeypatch, extension):
     monkeypatch.setattr(formats, "BATCH_BYTES", 4 * 3 * 4)
     monkeypatch.setattr(formats, "SEGMENT_BYTES", 8 * 3 * 4)
+    monkeypatch.setattr(embeddings, "PART_BYTES", 1)
     H = np.arange(90, dtype=np.float32).reshape(30, 3)
     for k, rows in enumerate((H[:11], H[11:])):
         table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 3)})
@@ -178,12 +179,12 @@ def test_reading_can_begin_at_any_segment(tmp_path, monkeypatch, extension):
     table = open_embeddings(tmp_path)
     whole = list(table.batches())
     np.testing.assert_array_equal(np.concatenate([batch.embedding for batch in whole]), H)
-    assert [batch.segment for batch in whole] == sorted(batch.segment for batch in whole)
-    assert {batch.segment for batch in whole} == set(range(len(table.segments)))
-    assert len(table.segments) >= 4
-    for first in range(len(table.segments)):
+    assert [batch.part for batch in whole] == sorted(batch.part for batch in whole)
+    assert {batch.part for batch in whole} == set(range(len(table.parts)))
+    assert len(table.parts) >= 4
+    for first in range(len(table.parts)):
         rest = list(table.batches(first))
-        expected = [batch for batch in whole if batch.segment >= first]
+        expected = [batch for batch in whole if batch.part >= first]
         assert [len(batch) for batch in rest] == [len(batch) for batch in expected]
         for one, other in zip(rest, expected, strict=True):
             np.testing.assert_array_equal(one.embedding, other.embedding)

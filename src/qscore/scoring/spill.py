@@ -82,7 +82,7 @@ class Spill:
     Parameters
     ----------
     folder : Path
-        Where they go, a file for each segment of the table; those that are there already are taken over.
+        Where they go, a file for each part of the table; those that are there already are taken over.
     table : EmbeddingTable
         The rows.
     epsilon : float
@@ -99,7 +99,7 @@ class Spill:
         self.schema: pa.Schema | None = None
 
     def write(self, threads: int | None, *, stop_if_negative: bool) -> bool:
-        """Scan the rows of every segment that is not there yet.
+        """Scan the rows of every part that is not there yet.
 
         Returns
         -------
@@ -111,8 +111,8 @@ class Spill:
             done += 1
         with progress("score", len(self.table), "rows", start=self._rows(done)) as advance:
             try:
-                for segment, batches in groupby(self.table.batches(done), attrgetter("segment")):
-                    with atomic_path(self._part(segment)) as temporary, pa.OSFile(str(temporary), "wb") as file:
+                for part, batches in groupby(self.table.batches(done), attrgetter("part")):
+                    with atomic_path(self._part(part)) as temporary, pa.OSFile(str(temporary), "wb") as file:
                         self._write_part(file, batches, threads, stop_if_negative, advance)
             except _NegativeError:
                 for part in self.folder.glob("part-*.arrow"):
@@ -165,11 +165,11 @@ class Spill:
             columns["signed_deviation"] = pa.LargeListArray.from_arrays(signed.indptr, signed.deviation)
         return columns
 
-    def _part(self, segment: int) -> Path:
-        return self.folder / f"part-{segment:06d}.arrow"
+    def _part(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.arrow"
 
     def _rows(self, done: int) -> int:
-        """Return the number of rows in the first segments, and learn the types of their columns."""
+        """Return the number of rows in the first parts, and learn the types of their columns."""
         rows = 0
         for part in map(self._part, range(done)):
             with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as reader:
@@ -179,7 +179,7 @@ class Spill:
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Give the rows back as they were written, batch by batch."""
-        for part in map(self._part, range(len(self.table.segments))):
+        for part in map(self._part, range(len(self.table.parts))):
             with pa.memory_map(str(part)) as source, pa.ipc.open_file(source) as reader:
                 for k in range(reader.num_record_batches):
                     yield reader.get_batch(k)

@@ -1,11 +1,11 @@
 """Embedding tables: files, directories of shards and metadata beside them, read in order and in bounded memory."""
 
-import queue
 import re
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from pyarrow import fs
 from qscore._files import atomic_path
 from qscore._stores import RETRIES, Location, StoreError, locate
 from qscore._validate import QScoreError, one_line
+from qscore.kernels.cpu import usable_cores
+from qscore.tables.ahead import read_ahead
 from qscore.tables.formats import COLUMNS, OPENERS, Batches, Shard
 from qscore.tables.records import with_record
 
 __all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "write_shard"]
 
-READ_AHEAD = 2  # batches decoded while an earlier one is being scanned
+PART_BYTES = 256 * 2**20
+READERS = 4  # segments read at a time, where there are cores for them
+READ_AHEAD = 4  # batches of each that wait to be used: a segment
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class EmbeddingBatch:
     """(b, r) float16, float32 or float64."""
     columns: dict[str, pa.Array]
     """``id`` (always, as strings), and ``label``, ``path``, ``view`` where the table has them."""
-    segment: int = 0
-    """Which segment of the table they belong to."""
+    part: int = 0
+    """Which part of the table they belong to."""
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -67,51 +71,67 @@ class EmbeddingTable:
         return self.shards[-1].record  # which alone knows of all images that were left out
 
     @property
-    def segments(self) -> list[tuple[int, int]]:
-        """Shard and segment of it, for every part that can be read on its own, in order."""
-        return [(i, k) for i, shard in enumerate(self.shards) for k in range(len(shard.segments))]
+    def parts(self) -> list[list[tuple[int, int]]]:
+        """Shards and segments of them, gathered to about 256 MiB: what was done with one part is done."""
+        row_bytes = self.n_features * self.shards[0].dtype.itemsize
+        parts: list[list[tuple[int, int]]] = [[]]
+        size = 0
+        for i, shard in enumerate(self.shards):
+            stops = (*shard.segments[1:], shard.n_rows)
+            for k, (start, stop) in enumerate(zip(shard.segments, stops, strict=True)):
+                if size >= PART_BYTES:
+                    parts.append([])
+                    size = 0
+                parts[-1].append((i, k))
+                size += (stop - start) * row_bytes
+        return parts
 
     def batches(self, first: int = 0) -> Iterator[EmbeddingBatch]:
-        """Read the rows in order, ahead of the caller in a thread of its own. Ids default to the row number.
+        """Read the rows in order, ahead of the caller in threads. Ids default to the row number.
 
         Parameters
         ----------
         first : int, default=0
-            The segment to begin with.
+            The part to begin with.
 
         Raises
         ------
         QScoreError
             If a shard cannot be read, or has null or ragged vectors; it is named. Reading is tried three times.
         """
-        return _ahead(self._batches(first))
-
-    def _batches(self, first: int) -> Iterator[EmbeddingBatch]:
         row_of = np.cumsum([0, *(shard.n_rows for shard in self.shards)])
-        for number, (i, k) in enumerate(self.segments[first:], first):
-            shard = self.shards[i]
-            row = int(row_of[i]) + shard.segments[k]
-            try:
-                for embedding, columns in _persistent(shard, k):
-                    columns = {name: _plain(name, column) for name, column in columns.items()}
-                    if "id" not in columns:
-                        columns["id"] = pa.array(np.arange(row, row + len(embedding))).cast(pa.string())
-                    row += len(embedding)
-                    yield EmbeddingBatch(embedding, columns, number)
-            except StoreError:
-                raise
-            except OSError as error:
-                raise StoreError(f"cannot read {shard.name}: {one_line(error)}") from error
-            except QScoreError as error:
-                raise QScoreError(f"{shard.name}: {error}") from error
-            except pa.ArrowException as error:
-                raise QScoreError(f"cannot read {shard.name}: {one_line(error)}") from error
+        pieces = (
+            partial(_segment, self.shards[i], k, int(row_of[i]), number)
+            for number, part in enumerate(self.parts[first:], first)
+            for i, k in part
+        )
+        return read_ahead(pieces, threads=min(READERS, usable_cores()), depth=READ_AHEAD)
 
     def read(self) -> EmbeddingBatch:
         """Read the whole table into memory."""
         batches = list(self.batches())
         columns = {name: pa.concat_arrays([batch.columns[name] for batch in batches]) for name in batches[0].columns}
         return EmbeddingBatch(np.concatenate([batch.embedding for batch in batches]), columns)
+
+
+def _segment(shard: Shard, segment: int, row: int, part: int) -> Iterator[EmbeddingBatch]:
+    """Read a segment of a shard whose first row is the table's row `row`."""
+    row += shard.segments[segment]
+    try:
+        for embedding, columns in _persistent(shard, segment):
+            columns = {name: _plain(name, column) for name, column in columns.items()}
+            if "id" not in columns:
+                columns["id"] = pa.array(np.arange(row, row + len(embedding))).cast(pa.string())
+            row += len(embedding)
+            yield EmbeddingBatch(embedding, columns, part)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot read {shard.name}: {one_line(error)}") from error
+    except QScoreError as error:
+        raise QScoreError(f"{shard.name}: {error}") from error
+    except pa.ArrowException as error:
+        raise QScoreError(f"cannot read {shard.name}: {one_line(error)}") from error
 
 
 def _persistent(shard: Shard, segment: int) -> Batches:
@@ -128,41 +148,6 @@ def _persistent(shard: Shard, segment: int) -> Batches:
             failures += 1
             if failures == RETRIES:
                 raise
-
-
-def _ahead(batches: Iterator[EmbeddingBatch]) -> Iterator[EmbeddingBatch]:
-    """Run an iterator in a thread, a few items ahead; it stops when the caller does."""
-    items: queue.Queue[Any] = queue.Queue(READ_AHEAD)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # whatever it is, it belongs to the caller
-            put(error)
-
-    thread = threading.Thread(target=work, name="qscore-read", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def open_embeddings(path: str | Path, *, column: str | None = None) -> EmbeddingTable:
@@ -262,8 +247,14 @@ def _joined(shard: Shard, metadata: Location) -> Shard:
     if "path" not in sources and "image_path" in names:  # clip-retrieval's name
         sources["path"] = "image_path"
 
+    held: list[pa.Table] = []  # while the shard is being read
+    lock = threading.Lock()
+
     def batches(segment: int) -> Batches:
-        rows = pq.read_table(metadata.open(), columns=list(sources.values()))
+        with lock:
+            rows = held.pop() if held else pq.read_table(metadata.open(), columns=list(sources.values()))
+            if segment < len(shard.segments) - 1:
+                held.append(rows)
         start = shard.segments[segment]
         for embedding, _ in shard.batches(segment):
             part = rows.slice(start, len(embedding)).combine_chunks()

@@ -1,6 +1,6 @@
 """One opener for each kind of file that holds embeddings: a new format is one function and one row of `OPENERS`.
 
-A shard is read in segments of about 256 MiB: what was done with one is done, and reading can begin at any of them.
+A shard is read in segments of about 64 MiB: reading can begin at any of them, and several are read at a time.
 """
 
 import zipfile
@@ -20,7 +20,7 @@ from qscore.tables.vectors import check_vectors, choose_vector_column, vectors
 __all__ = ["OPENERS", "Batches", "Shard"]
 
 BATCH_BYTES = 16 * 2**20
-SEGMENT_BYTES = 256 * 2**20
+SEGMENT_BYTES = 64 * 2**20
 COLUMNS = ("id", "label", "path", "view")
 
 Batches = Iterator[tuple[np.ndarray, dict[str, pa.Array]]]
@@ -74,12 +74,12 @@ def open_npz(location: Location, column: str | None) -> Shard:
 def open_parquet(location: Location, column: str | None) -> Shard:
     """Open a Parquet file; row groups are read ahead in pyarrow's threads."""
     with pq.ParquetFile(location.open()) as parquet:
-        schema, n_rows = parquet.schema_arrow, parquet.metadata.num_rows
+        schema, metadata, n_rows = parquet.schema_arrow, parquet.metadata, parquet.metadata.num_rows
         name = choose_vector_column(schema, column)
         if n_rows == 0:
             raise QScoreError("expected at least one row, got an empty file")
         first = vectors(next(parquet.iter_batches(1, columns=[name])).column(0))
-        sizes = [parquet.metadata.row_group(k).num_rows for k in range(parquet.metadata.num_row_groups)]
+        sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
     columns = tuple(key for key in COLUMNS if key in schema.names)
     groups = _grouped(sizes, first)
 
@@ -87,7 +87,7 @@ def open_parquet(location: Location, column: str | None) -> Shard:
         rows = _rows_per_batch(first)
         with (
             location.reading() as (file, forget),
-            pq.ParquetFile(file, pre_buffer=location.local is None) as parquet,
+            pq.ParquetFile(file, metadata=metadata, pre_buffer=location.local is None) as parquet,
         ):
             for batch in parquet.iter_batches(rows, row_groups=groups[segment], columns=[name, *columns]):
                 yield _split(batch, name, columns, first.shape[1])
