@@ -14,6 +14,7 @@ _ROOMS = {
     "Scan": "kernels",
     "activation_rates": "core",
     "compress": "scoring",
+    "count_features": "scoring",
     "discriminative_features": "core",
     "embed": "embedding",
     "evaluate_scores": "evaluate",

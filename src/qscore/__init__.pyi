@@ -13,6 +13,7 @@ from qscore.evaluate import evaluate_scores as evaluate_scores
 from qscore.kernels import Scan as Scan
 from qscore.kernels import scan as scan
 from qscore.scoring import compress as compress
+from qscore.scoring import count_features as count_features
 from qscore.scoring import load_scorer as load_scorer
 from qscore.scoring import merge_features as merge_features
 from qscore.scoring import score as score

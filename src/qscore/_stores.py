@@ -2,6 +2,7 @@
 
 import importlib.util
 import mmap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,10 @@ class Location:
         """List a folder by name, without hidden files; empty where this is no folder."""
         selector = fs.FileSelector(self.path)
         found = retried(lambda: self.filesystem.get_file_info(selector), self.name)
+        if self.local is not None:  # which leaves out links to nothing without a word
+            dangling = [path for path in self.local.iterdir() if path.is_symlink() and not path.exists()]
+            if dangling:
+                raise StoreError(f"{min(dangling)}: a link to a file that is not there")
         return [
             Location(self.filesystem, info.path, f"{self.name.rstrip('/')}/{info.base_name}")
             for info in sorted(found, key=lambda info: str(info.path))
@@ -136,6 +141,11 @@ def _through_fsspec(text: str, scheme: str, cause: Exception) -> Location:
     return Location(fs.PyFileSystem(fs.FSSpecHandler(filesystem)), inner, text)
 
 
+def pause(attempt: int) -> None:
+    """Give a store that failed a moment: half a second after the first attempt, twice that after the next."""
+    time.sleep(0.5 * 2**attempt)
+
+
 def retried(action: Any, name: str) -> Any:
     """Do what may fail for a moment, up to three times.
 
@@ -152,4 +162,5 @@ def retried(action: Any, name: str) -> Any:
         except OSError as error:
             if attempt == RETRIES - 1:
                 raise StoreError(f"cannot read {name}: {one_line(error)}") from error
+            pause(attempt)
     return None

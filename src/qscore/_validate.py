@@ -138,7 +138,8 @@ def check_band(lower: float, upper: float) -> None:
     QScoreError
         Naming both values.
     """
-    if not 0.0 <= lower < upper <= 1.0:
+    numbers_given = all(isinstance(bound, numbers.Real) for bound in (lower, upper))
+    if not numbers_given or not 0.0 <= lower < upper <= 1.0:
         raise QScoreError(f"lower, upper: expected 0 <= lower < upper <= 1, got lower={lower!r}, upper={upper!r}")
 
 

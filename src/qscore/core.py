@@ -281,8 +281,12 @@ def robust_scaling(H: Float[Any, "n r"]) -> tuple[Float[Any, " r"], Float[Any, "
 
 
 def apply_scaling(H: Float[Any, "n r"], center: Float[Any, " r"], scale: Float[Any, " r"]) -> Float[Any, "n r"]:
-    """Return ``(h_ij - center_j) / scale_j`` clipped to +-20, and 0 where the scale is 0; invalid rows stay so."""
+    """Return ``(h_ij - center_j) / scale_j`` clipped to +-20, and 0 where the scale is 0.
+
+    Rows that are invalid stay so, and constant ones stay constant.
+    """
     xp = array_namespace(H)
     scaled = (xp.astype(H, xp.float64) - center) / xp.where(scale > 0, scale, xp.ones_like(scale))
-    scaled = xp.where(scale > 0, xp.clip(scaled, -CLIP, CLIP), xp.zeros_like(scaled))
+    varies = (xp.max(H, axis=1) > xp.min(H, axis=1))[:, None]
+    scaled = xp.where(varies & (scale > 0), xp.clip(scaled, -CLIP, CLIP), xp.zeros_like(scaled))
     return xp.where(valid_rows(H)[:, None], scaled, math.nan)

@@ -54,11 +54,11 @@ def one_file(rows, tmp_path_factory):
     threads=st.sampled_from([1, 2, 8]),
     batch=st.integers(1, 100),
     segment=st.integers(1, 4),
-    part=st.integers(1, 8),
+    gathered=st.integers(1, 8),
     groups=st.integers(1, 50),
 )
 def test_tables_do_not_depend_on_chunks_threads_shards_or_their_order(
-    rows, one_file, tmp_path_factory, name, cuts, order, threads, batch, segment, part, groups
+    rows, one_file, tmp_path_factory, name, cuts, order, threads, batch, segment, gathered, groups
 ):
     folder = tmp_path_factory.mktemp("shards")
     H, ids = rows[name], [f"{i:03d}" for i in range(90)]
@@ -73,7 +73,7 @@ def test_tables_do_not_depend_on_chunks_threads_shards_or_their_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(formats, "BATCH_BYTES", batch * 70 * 4)
         patch.setattr(formats, "SEGMENT_BYTES", segment * batch * 70 * 4)
-        patch.setattr(embeddings, "PART_BYTES", part * batch * 70 * 4)
+        patch.setattr(embeddings, "PART_BYTES", gathered * batch * 70 * 4)
         score(folder / "e", folder / "s.parquet", epsilon=2.0, threads=threads)
     for got, expected in zip(content(folder / "s.parquet"), one_file[name], strict=True):
         assert got == expected

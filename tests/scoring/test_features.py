@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qscore import QScoreError, core, load_scorer, merge_features, score
+from qscore import QScoreError, core, count_features, load_scorer, merge_features, score
 from qscore.scoring import features_path
 from qscore.tables import read_features, read_scores, write_features
 
@@ -99,7 +99,7 @@ def test_notes_survive_where_all_tables_agree(tmp_path):
 
 def test_inputs_are_neither_counted_twice_nor_overwritten(tmp_path, days):
     before = days["a"].read_bytes()
-    with pytest.raises(QScoreError, match="comes twice, and its rows would count twice"):
+    with pytest.raises(QScoreError, match="are the same table, and its rows would count twice"):
         merge_features([days["a"], tmp_path / "." / days["a"].name], tmp_path / "merged.parquet")
     with pytest.raises(QScoreError, match="is an input, and would be overwritten"):
         merge_features([days["a"], days["b"]], days["a"], overwrite=True)
@@ -147,3 +147,25 @@ def test_an_edited_set_of_features_is_used_as_the_command_uses_it(tmp_path, relu
     score(tmp_path / "new.npy", tmp_path / "n.parquet", features=tmp_path / "edited.parquet")
     scores = load_scorer(tmp_path / "edited.parquet").score_samples(relu_table)
     np.testing.assert_array_equal(scores.astype(np.float32), read_scores(tmp_path / "n.parquet")[0]["q_score"])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_new_rows_are_counted_as_the_stored_ones_were(tmp_path, relu_table, shift):
+    H = relu_table - np.float32(shift)
+    for name, rows in {"monday": H[:120], "tuesday": H[120:]}.items():
+        np.save(tmp_path / f"{name}.npy", rows)
+    score(tmp_path / "monday.npy", tmp_path / "monday.parquet", epsilon=2.0)
+    monday, tuesday = tmp_path / "monday.features.parquet", tmp_path / "tuesday.features.parquet"
+    assert count_features(tmp_path / "tuesday.npy", monday, tuesday).n == 80
+    merge_features([monday, tuesday], tmp_path / "week.parquet")
+    scorer = load_scorer(monday)
+    both = scorer._scan(H)  # all rows, under Monday's scaling
+    np.testing.assert_array_equal(load_scorer(tmp_path / "week.parquet").counts_, both.counts)
+
+
+def test_a_copied_table_is_not_counted_twice(tmp_path, relu_table):
+    np.save(tmp_path / "e.npy", relu_table)
+    score(tmp_path / "e.npy", tmp_path / "monday.parquet", epsilon=2.0)
+    score(tmp_path / "e.npy", tmp_path / "tuesday.parquet", features=tmp_path / "monday.features.parquet")
+    with pytest.raises(QScoreError, match="are the same table, and its rows would count twice"):
+        merge_features(sorted(tmp_path.glob("*.features.parquet")), tmp_path / "week.parquet")

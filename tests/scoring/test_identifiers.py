@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from qscore import QScoreError
 from qscore.scoring import identifiers
@@ -47,3 +48,27 @@ def test_hashes_are_fnv_1a():
     np.testing.assert_array_equal(
         identifiers._hashes(sliced), identifiers._hashes(pa.record_batch({"id": pa.array(ids)}))
     )
+
+
+def test_many_repeated_ids_are_found(monkeypatch):
+    monkeypatch.setattr(identifiers, "NAMED", 10)
+    with pytest.raises(QScoreError, match="10 or more ids come more than once"):
+        check([str(i % 500) for i in range(1000)])
+
+
+@pytest.mark.parametrize("views", [["1", "2"], [1, None]])
+def test_views_that_are_no_numbers(views):
+    table = pa.table({"id": ["a", "b"], "view": views})
+    with pytest.raises(QScoreError, match="views: expected integers without gaps"):
+        identifiers.check_identifiers(table.to_batches, 2, "table")
+
+
+def test_a_sample_is_chosen_by_ids_alone(rng):
+    ids = pa.array(f"image-{i:06d}.png" for i in range(20_000))
+    chosen = identifiers.sampled_rows({"id": ids}, 0.3)
+    order = rng.permutation(20_000)
+    np.testing.assert_array_equal(identifiers.sampled_rows({"id": ids.take(order)}, 0.3), chosen[order])
+    assert stats.binomtest(int(chosen.sum()), 20_000, 0.3).pvalue > 1e-4
+    # Neighbouring ids are not chosen together.
+    assert stats.binomtest(int((chosen[1:] & chosen[:-1]).sum()), 19_999, 0.09).pvalue > 1e-4
+    assert identifiers.sampled_rows({"id": ids}, 1.0).all()

@@ -294,3 +294,29 @@ def test_a_full_disk_under_the_scans_leaves_nothing(tmp_path, table, monkeypatch
     with pytest.raises(QScoreError, match="cannot write .*: No space left on device"):
         score(table, tmp_path / "s.parquet", epsilon=3.0)
     assert [path.name for path in tmp_path.iterdir()] == ["embeddings"]
+
+
+def test_a_constant_row_of_a_signed_table_scores_nothing(tmp_path, rng):
+    H = (rng.normal(size=(200, 64)) + 1).astype(np.float32)
+    H[5], H[6] = 0.0, 2.5
+    np.save(tmp_path / "e.npy", H)
+    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon=1.5)
+    assert (summary.signed, summary.n_constant) == (True, 2)
+    rows = read_scores(tmp_path / "s.parquet")[0].slice(5, 2)
+    assert rows.column("n_active").to_pylist() == rows.column("q_score").to_pylist() == [0, 0]
+    scorer = QScorer(epsilon=1.5).fit(H)
+    assert [scorer.score_one(H[5]), *scorer.score_samples(H[5:7])] == [0, 0, 0]
+
+
+def test_signed_may_be_any_truth(tmp_path, relu_table):
+    np.save(tmp_path / "e.npy", relu_table)
+    for name, signed in {"a": 1, "b": True, "c": np.True_}.items():
+        assert score(tmp_path / "e.npy", tmp_path / f"{name}.parquet", epsilon=2.0, signed=signed).signed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"lower": "0.5"}, "lower, upper: expected"), ({"threads": "2"}, "threads: expected")]
+)
+def test_arguments_of_the_wrong_type(tmp_path, table, options, message):
+    with pytest.raises(QScoreError, match=message):
+        score(table, tmp_path / "s.parquet", **options)

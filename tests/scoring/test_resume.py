@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from qscore import QScoreError, score
+from qscore import QScoreError, compress, score
 from qscore.scoring import features_path
 from qscore.tables import embeddings, formats, write_shard
 
@@ -95,6 +96,9 @@ def test_another_run_does_not_go_on(tmp_path, table, relu_table, monkeypatch, ch
 
 def test_a_store_that_fails_for_good_leaves_a_state_to_go_on_from(tmp_path, table, monkeypatch):
     score(table, tmp_path / "whole.parquet", epsilon=3.0)
+    monkeypatch.setattr(embeddings, "READERS", 1)
+    pauses = []
+    monkeypatch.setattr(embeddings, "pause", pauses.append)
     iter_batches, opened = formats.pq.ParquetFile.iter_batches, []
 
     def failing(self, *args, **options):
@@ -108,9 +112,10 @@ def test_a_store_that_fails_for_good_leaves_a_state_to_go_on_from(tmp_path, tabl
     with pytest.raises(QScoreError, match=r"cannot read .*part-3.parquet.*timed out.*the same command goes on"):
         score(table, tmp_path / "s.parquet", epsilon=3.0)
     assert len(opened) == 3 + 3
-    # A segment is done when the next one begins: of the three that were read, two are kept.
+    assert pauses == [0, 1]
+    # A part is done when the next one begins: of the three that were read, two are kept.
     assert len(list((tmp_path / ".s.parquet.work").glob("part-*.arrow"))) == 2
-    monkeypatch.undo()
+    monkeypatch.setattr(formats.pq.ParquetFile, "iter_batches", iter_batches)
     score(table, tmp_path / "s.parquet", epsilon=3.0)
     assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
 
@@ -124,23 +129,75 @@ def test_two_processes_do_not_write_one_output(tmp_path, table):
         score(table, tmp_path / "s.parquet", epsilon=3.0)
 
 
-def test_a_kill_between_the_two_outputs_is_repaired(tmp_path, table, monkeypatch):
+@pytest.mark.parametrize("step", ["before the features", "between", "after the scores"])
+@pytest.mark.parametrize("kind", ["score", "rescore"])
+def test_a_kill_while_the_outputs_are_moved_is_repaired(tmp_path, table, monkeypatch, step, kind):
     score(table, tmp_path / "whole.parquet", epsilon=3.0)
+    if kind == "rescore":
+        score(tmp_path / "whole.parquet", tmp_path / "other.parquet", lower=0.2)
+    source, expected = (table, "whole") if kind == "score" else (tmp_path / "whole.parquet", "other")
+    options = {"epsilon": 3.0} if kind == "score" else {"lower": 0.2}
     replace = type(tmp_path).replace
 
     def killed(self, target):
-        if self.name == "scores.parquet" and "work" in str(self.parent):
+        moved = self.parent.name == ".s.parquet.work" and not self.name.startswith(".")
+        if moved and self.name == ("features.parquet" if step == "before the features" else "scores.parquet"):
+            if step == "after the scores":
+                replace(self, target)
             raise KeyboardInterrupt
         return replace(self, target)
 
     monkeypatch.setattr(type(tmp_path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
+        score(source, tmp_path / "s.parquet", **options)
+    monkeypatch.setattr(type(tmp_path), "replace", replace)
+    monkeypatch.setattr(spill, "scan", lambda *_, **__: pytest.fail("scanned again"))
+    if step == "after the scores":
+        with pytest.raises(QScoreError, match="s.parquet exists"):
+            score(source, tmp_path / "s.parquet", **options)
+    else:
+        score(source, tmp_path / "s.parquet", **options)
+    assert written(tmp_path / "s.parquet") == written(tmp_path / f"{expected}.parquet")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a defect"), OSError(5, "Input/output error")])
+def test_whatever_is_no_refusal_keeps_the_scans(tmp_path, table, monkeypatch, error):
+    calls = interrupted_after(monkeypatch, 3, error)
+    with pytest.raises((type(error), QScoreError)):
         score(table, tmp_path / "s.parquet", epsilon=3.0)
-    monkeypatch.undo()
-    assert features_path(tmp_path / "s.parquet").exists()
-    assert not (tmp_path / "s.parquet").exists()
     score(table, tmp_path / "s.parquet", epsilon=3.0)
-    assert written(tmp_path / "s.parquet") == written(tmp_path / "whole.parquet")
+    assert sum(calls) == 200 + 40
+
+
+def test_changed_metadata_begins_anew(tmp_path, relu_table, monkeypatch):
+    folder = tmp_path / "e"
+    folder.mkdir()
+    np.save(folder / "0.npy", relu_table)
+    monkeypatch.setattr(formats, "BATCH_BYTES", 20 * 64 * 4)
+    monkeypatch.setattr(formats, "SEGMENT_BYTES", 20 * 64 * 4)
+    monkeypatch.setattr(embeddings, "PART_BYTES", 1)
+    for prefix, error in (("old", KeyboardInterrupt()), ("new", None)):
+        pq.write_table(pa.table({"id": [f"{prefix} {i}" for i in range(200)]}), folder / "0.parquet")
+        if error:
+            interrupted_after(monkeypatch, 4, error)
+            with pytest.raises(KeyboardInterrupt):
+                score(folder, tmp_path / "s.parquet", epsilon=3.0)
+        else:
+            score(folder, tmp_path / "s.parquet", epsilon=3.0)
+    ids = pq.read_table(tmp_path / "s.parquet").column("id").to_pylist()
+    assert ids == [f"new {i}" for i in range(200)]
+
+
+def test_a_killed_compress_goes_on_and_leaves_nothing(tmp_path, table, monkeypatch):
+    compress(table, tmp_path / "whole.parquet", epsilon=3.0)
+    calls = interrupted_after(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        compress(table, tmp_path / "s.parquet", epsilon=3.0)
+    compress(table, tmp_path / "s.parquet", epsilon=3.0)
+    assert sum(calls) == 200 + 40
+    assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not list(tmp_path.glob(".*"))
 
 
 SLOW_SCAN = """

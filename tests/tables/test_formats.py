@@ -1,11 +1,12 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from qscore import QScoreError
+from qscore import QScoreError, _stores
 from qscore.tables import formats, open_embeddings
 
 
@@ -85,7 +86,9 @@ class Payload:
     ("write", "message"),
     [
         (lambda p: np.savez(p / "x.npz", a=np.zeros((2, 3)), b=np.zeros((2, 3))), "2 matrices"),
-        (lambda p: np.savez(p / "x.npz", a=np.array([{}], dtype=object)), "nothing is unpickled"),
+        (lambda p: np.savez(p / "x.npz", a=np.array([[{}]], dtype=object)), "nothing is unpickled"),
+        (lambda p: np.save(p / "x.npy", np.float32(1)), "got a single number"),
+        (lambda p: torch.save(torch.tensor(1.0), p / "x.pt"), "got a single number"),
         (lambda p: (p / "x.npz").write_bytes(b"PK\3\4nonsense"), "cannot read .*x.npz"),
         (lambda p: (p / "x.arrow").write_bytes(b"ARROW1nonsense"), "cannot read .*x.arrow"),
         (lambda p: torch.save(Payload(), p / "x.pt"), "nothing else is unpickled"),
@@ -98,3 +101,68 @@ def test_bad_files_run_nothing_and_are_named(tmp_path, capfd, write, message):
         open_embeddings(tmp_path)
     assert "\n" not in str(caught.value)
     assert "executed" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["parameter", "float8", "bfloat16"])
+def test_tensors_of_any_float(tmp_path, H, kind):
+    tensor = torch.from_numpy(H)
+    kinds = {"float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16}
+    stored = torch.nn.Parameter(tensor) if kind == "parameter" else tensor.to(kinds[kind])
+    torch.save({"embedding": stored}, tmp_path / "e.pt")
+    np.testing.assert_array_equal(open_embeddings(tmp_path / "e.pt").read().embedding, stored.detach().float().numpy())
+
+
+def test_objects_beside_the_matrix_do_no_harm(tmp_path, H):
+    np.savez(tmp_path / "e.npz", embedding=H, labels=np.array([{}], dtype=object))
+    np.testing.assert_array_equal(open_embeddings(tmp_path / "e.npz").read().embedding, H)
+
+
+def test_labels_that_pandas_made_floats(tmp_path, H):
+    labels = pa.array([*range(48), None, None], pa.float64())
+    pq.write_table(pa.table({"embedding": list(H), "label": labels}), tmp_path / "e.parquet")
+    assert open_embeddings(tmp_path / "e.parquet").read().columns["label"].to_pylist() == [*range(48), None, None]
+    pq.write_table(pa.table({"embedding": list(H), "label": np.arange(50) / 3}), tmp_path / "f.parquet")
+    with pytest.raises(QScoreError, match="labels: expected integers or strings"):
+        open_embeddings(tmp_path / "f.parquet").read()
+
+
+def test_a_link_to_nothing_is_named(tmp_path, H):
+    np.save(tmp_path / "0.npy", H)
+    (tmp_path / "1.npy").symlink_to(tmp_path / "gone.npy")
+    with pytest.raises(QScoreError, match="1.npy: a link to a file that is not there"):
+        open_embeddings(tmp_path)
+
+
+def test_metadata_of_another_number_is_not_taken(tmp_path, H):
+    for name in ("img_emb", "metadata"):
+        (tmp_path / name).mkdir()
+    for k in range(2):
+        np.save(tmp_path / "img_emb" / f"img_emb_{k}.npy", H)
+        pq.write_table(
+            pa.table({"id": [f"{k}-{i}" for i in range(50)]}), tmp_path / "metadata" / f"metadata_{k}.parquet"
+        )
+    assert open_embeddings(tmp_path).read().columns["id"][50].as_py() == "1-0"
+    (tmp_path / "metadata" / "metadata_0.parquet").rename(tmp_path / "metadata" / "metadata_2.parquet")
+    with pytest.raises(QScoreError, match="metadata_1.parquet would be taken for the metadata of .*img_emb_0.npy"):
+        open_embeddings(tmp_path)
+
+
+def test_a_table_beside_a_matrix_is_no_metadata(tmp_path, H):
+    np.save(tmp_path / "labels.npy", H[:, :3])
+    pq.write_table(pa.table({"embedding": list(H)}), tmp_path / "e.parquet")
+    with pytest.raises(QScoreError, match="e.parquet holds embeddings, and so does .*labels.npy"):
+        open_embeddings(tmp_path)
+
+
+def test_a_row_group_too_large_to_hold_is_read_through_a_small_buffer(tmp_path, monkeypatch, H):
+    opened, ParquetFile = [], pq.ParquetFile
+    monkeypatch.setattr(
+        pq, "ParquetFile", lambda *args, **options: opened.append(options) or ParquetFile(*args, **options)
+    )
+    pq.write_table(pa.table({"embedding": list(H)}), tmp_path / "e.parquet")
+    for limit, expected in ((2**20, {"pre_buffer": True}), (1, {"pre_buffer": False, "buffer_size": 2**22})):
+        monkeypatch.setattr(formats, "SEGMENT_BYTES", limit)
+        store = pa.fs.SubTreeFileSystem(str(tmp_path), pa.fs.LocalFileSystem())
+        shard = formats.open_parquet(_stores.Location(store, "e.parquet", "store/e.parquet"), None)
+        np.testing.assert_array_equal(np.concatenate([rows for rows, _ in shard.batches(0)]), H)
+        assert {key: opened[-1].get(key) for key in expected} == expected

@@ -286,6 +286,26 @@ def compress(
 
 @features_app.command()
 @verb
+def count(
+    embeddings: Annotated[str, typer.Argument(help="A file, a directory of shards, or a URI of either.")],
+    features: Annotated[Path, typer.Option(help="The stored feature table, whose settings are used.")],
+    out: Annotated[Path, typer.Option(help="Feature table of these rows alone to write (Parquet).")],
+    column: Annotated[str | None, typer.Option(help="The column of vectors, where there are several.")] = None,
+    overwrite: Overwrite = False,
+) -> Outcome:
+    """Count new rows as a stored feature table counted its own, so that the two can be merged.
+
+    Example:  qscore features count tuesday --features monday.features.parquet --out tuesday.features.parquet
+    """
+    from qscore.scoring import count_features
+
+    summary = count_features(embeddings, features, out, column=column, overwrite=overwrite)
+    text = f"{summary.n:,} rows, {summary.n_features:,} features, {summary.n_discriminative:,} discriminative: {out}"
+    return Outcome({"features": str(out), **asdict(summary)}, [text])
+
+
+@features_app.command()
+@verb
 def merge(
     tables: Annotated[list[Path], typer.Argument(help="Feature tables of rows that do not overlap.")],
     out: Annotated[Path, typer.Option(help="Feature table to write (Parquet).")],

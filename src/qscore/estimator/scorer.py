@@ -225,7 +225,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         x : ndarray of shape (r,)
-            A representation of the fitted width, float16, float32 or float64.
+            A representation of the fitted width.
 
         Returns
         -------
@@ -235,7 +235,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         QScoreError
-            If x is not a floating-point array of the fitted width.
+            If x is not an array of numbers of the fitted width.
 
         Examples
         --------
@@ -247,13 +247,13 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         features, scorer = getattr(self, "_row_scorer", (None, None))
         if scorer is None or features is not self.discriminative_features_:  # D may have been found anew
             scorer = self._prepare_row_scorer()
-        if not isinstance(x, np.ndarray) or x.shape != (self.n_features_in_,) or x.dtype.kind != "f":
+        if not isinstance(x, np.ndarray) or x.shape != (self.n_features_in_,) or x.dtype.kind not in "fiu":
             kind = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise QScoreError(f"x: expected a floating-point array of shape ({self.n_features_in_},), got {kind}")
+            raise QScoreError(f"x: expected an array of numbers of shape ({self.n_features_in_},), got {kind}")
+        if x.dtype not in (np.float32, np.float64) or not x.dtype.isnative:
+            x = x.astype(np.float32 if x.dtype == np.float16 else np.float64)
         if self.signed_:
             x = core.apply_scaling(x[None], self.center_, self.scale_)[0]
-        elif x.dtype == np.float16:
-            x = x.astype(np.float32)
         return scorer(np.ascontiguousarray(x))
 
     def _prepare_row_scorer(self) -> Callable[[np.ndarray], float]:

@@ -4,6 +4,5 @@ from qscore.kernels.compilation import compiled
 from qscore.kernels.cpu import row_scorer
 from qscore.kernels.dispatch import scan
 from qscore.kernels.result import Scan, automatic_epsilon
-from qscore.kernels.sampling import sampled_rows
 
-__all__ = ["Scan", "automatic_epsilon", "compiled", "row_scorer", "sampled_rows", "scan"]
+__all__ = ["Scan", "automatic_epsilon", "compiled", "row_scorer", "scan"]

@@ -1,6 +1,5 @@
 """Embedding table in, a narrower embedding table out: only the features that are kept."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -15,9 +14,10 @@ from qscore._files import atomic_path, check_new_table
 from qscore._progress import progress
 from qscore._validate import QScoreError, check_keep
 from qscore.core import kept_features
-from qscore.scoring.features import StoredFeatures, read_stored
+from qscore.scoring.features import read_stored
 from qscore.scoring.pipeline import score
 from qscore.scoring.summary import features_path
+from qscore.scoring.work import SCORES, work_folder
 from qscore.tables import EmbeddingTable, open_embeddings, with_record
 
 __all__ = ["CompressionSummary", "compress"]
@@ -107,13 +107,17 @@ def compress(
         raise QScoreError("features: the feature table settles epsilon; give only one or the other")
     out = check_new_table(out, [embeddings] if features is None else [embeddings, features], overwrite=overwrite)
     table = open_embeddings(embeddings, column=column)
-    stored = _count(embeddings, out, table, epsilon, column) if features is None else _read_counts(features, table)
-    kept = kept_features(stored.counts, keep)
-    if len(kept) < 2:
-        raise QScoreError(
-            f"keep: {keep:g} leaves {len(kept)} of {table.n_features} features; a table needs at least 2, so keep more"
-        )
-    _write(out, table, kept, keep)
+    with work_folder(out, {"table": table.fingerprint, "epsilon": epsilon}, resume=True) as folder:
+        ranked = folder / SCORES
+        if features is None and not ranked.exists():  # ranked as the feature table of a score run ranks
+            score(embeddings, ranked, epsilon=epsilon, column=column)
+        stored = read_stored(features_path(ranked) if features is None else features, table)
+        kept = kept_features(stored.counts, keep)
+        if len(kept) < 2:
+            raise QScoreError(
+                f"keep: {keep:g} leaves {len(kept)} of {table.n_features} features; a table needs at least 2: keep more"
+            )
+        _write(out, table, kept, keep)
     return CompressionSummary(
         n=len(table),
         n_features=table.n_features,
@@ -123,35 +127,6 @@ def compress(
         epsilon=stored.settings["epsilon"],
         signed=stored.settings["signed"],
     )
-
-
-def _count(
-    embeddings: str | Path,
-    out: Path,
-    table: EmbeddingTable,
-    epsilon: float | Literal["auto"] | None,
-    column: str | None,
-) -> StoredFeatures:
-    """Rank by scoring, so that this keeps what the feature table of a score run keeps."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise QScoreError(f"cannot write {out}: {error.strerror or error}") from error
-    with folder as name:
-        scores = Path(name) / "scores.parquet"
-        score(embeddings, scores, epsilon=epsilon, column=column)
-        return _read_counts(features_path(scores), table)
-
-
-def _read_counts(features: str | Path, table: EmbeddingTable) -> StoredFeatures:
-    stored = read_stored(features)
-    if len(stored.counts) != table.n_features:
-        raise QScoreError(
-            f"{features}: has {len(stored.counts)} features, and {table.name} has {table.n_features}; "
-            "both must come from the same encoder"
-        )
-    return stored
 
 
 def _write(out: Path, table: EmbeddingTable, kept: np.ndarray, keep: float) -> None:

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qscore._files import check_new_table
+from qscore._files import check_new_table, sha256
+from qscore._progress import progress
 from qscore._validate import QScoreError
-from qscore.core import discriminative_features
-from qscore.tables import read_features, write_features
+from qscore.core import apply_scaling, discriminative_features
+from qscore.kernels import scan
+from qscore.tables import EmbeddingTable, open_embeddings, read_features, write_features
 
 if TYPE_CHECKING:
     from qscore.estimator import QScorer
 
-__all__ = ["MergeSummary", "StoredFeatures", "load_scorer", "merge_features", "read_stored"]
+__all__ = ["MergeSummary", "StoredFeatures", "count_features", "load_scorer", "merge_features", "read_stored"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,72 @@ def merge_features(paths: Sequence[str | Path], out: str | Path, *, overwrite: b
     return MergeSummary(len(paths), n, len(counts), len(D))
 
 
+def count_features(
+    embeddings: str | Path,
+    features: str | Path,
+    out: str | Path,
+    *,
+    column: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> MergeSummary:
+    """Count new rows as a stored feature table counted its own, so that the two can be merged.
+
+    Parameters
+    ----------
+    embeddings : str or Path
+        The new rows: a table of shape (n, r), of any kind that :func:`qscore.score` reads.
+    features : str or Path
+        The stored feature table: its epsilon, band and scaling are used.
+    out : str or Path
+        The feature table of the new rows alone to write, ending in ``.parquet``.
+    column : str, optional
+        The column of vectors, where there are several.
+    threads : int, optional
+        Threads of the scan; by default one per core.
+    overwrite : bool, default=False
+        Replace an existing output.
+
+    Returns
+    -------
+    MergeSummary
+        Rows and features.
+
+    Raises
+    ------
+    QScoreError
+        If a table cannot be read, they differ in width, or the output exists or is an input.
+
+    Examples
+    --------
+    >>> import qscore, tempfile, pathlib
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> H = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    >>> np.save(folder / "monday.npy", H[:300])
+    >>> np.save(folder / "tuesday.npy", H[300:])
+    >>> _ = qscore.score(folder / "monday.npy", folder / "monday.parquet", epsilon=2.0)
+    >>> monday, tuesday = folder / "monday.features.parquet", folder / "tuesday.features.parquet"
+    >>> count_features(folder / "tuesday.npy", monday, tuesday).n
+    200
+    >>> merge_features([monday, tuesday], folder / "week.parquet").n
+    500
+    """
+    out = check_new_table(out, [embeddings, features], overwrite=overwrite)
+    table = open_embeddings(embeddings, column=column)
+    stored = read_stored(features, table)
+    counts, n = np.zeros(len(stored.counts), dtype=np.int64), 0
+    with progress("count", len(table), "rows") as advance:
+        for batch in table.batches():
+            H = batch.embedding if stored.scaling is None else apply_scaling(batch.embedding, *stored.scaling)
+            found = scan(H, stored.settings["epsilon"], two_sided=stored.settings["signed"], threads=threads)
+            counts += found.counts
+            n += int(found.valid.sum())
+            advance(len(batch))
+    D = discriminative_features(counts, stored.settings["lower"], stored.settings["upper"])
+    write_features(out, counts, D, {**stored.notes, "n": n, **stored.settings}, stored.scaling)
+    return MergeSummary(1, n, len(counts), len(D))
+
+
 def load_scorer(path: str | Path) -> "QScorer":
     """Return a fitted scorer from a feature table alone.
 
@@ -147,14 +215,24 @@ def load_scorer(path: str | Path) -> "QScorer":
     return scorer
 
 
-def read_stored(path: str | Path) -> StoredFeatures:
-    """Read a feature table.
+def read_stored(path: str | Path, table: EmbeddingTable | None = None) -> StoredFeatures:
+    """Read a feature table, to be used on an embedding table.
 
     Raises
     ------
     QScoreError
-        If the file is missing, damaged, or no feature table.
+        If the file is missing, damaged, no feature table, or of another width than the embeddings.
     """
+    stored = _read_stored(path)
+    if table is not None and len(stored.counts) != table.n_features:
+        raise QScoreError(
+            f"{path}: has {len(stored.counts)} features, and {table.name} has {table.n_features}; "
+            "both must come from the same encoder"
+        )
+    return stored
+
+
+def _read_stored(path: str | Path) -> StoredFeatures:
     table, record = read_features(path)
     try:
         settings = {name: float(record[name]) for name in ("epsilon", "lower", "upper")}
@@ -174,12 +252,15 @@ def read_stored(path: str | Path) -> StoredFeatures:
 
 
 def _check_distinct(paths: Sequence[str | Path]) -> None:
-    seen = set()
+    seen: dict[str, str | Path] = {}
     for path in paths:
-        resolved = Path(path).resolve()
-        if resolved in seen:
-            raise QScoreError(f"{path} comes twice, and its rows would count twice; name each table once")
-        seen.add(resolved)
+        read_stored(path)  # a file that is not there says so
+        other = seen.setdefault(sha256(path), path)
+        if other is not path:
+            raise QScoreError(
+                f"{path} and {other} are the same table, and its rows would count twice; a run with --features copies "
+                "the table it was given: count its rows with qscore features count"
+            )
 
 
 def _check_agreement(one: StoredFeatures, other: StoredFeatures) -> None:

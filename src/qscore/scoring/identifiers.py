@@ -1,8 +1,7 @@
-"""Refuses a table in which an id comes twice, in bounded memory."""
+"""Ids of any number of rows in bounded memory: none may come twice, and they choose samples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import pyarrow as pa
 from qscore._validate import QScoreError
 from qscore.kernels import compiled
 
-__all__ = ["check_identifiers"]
+__all__ = ["check_identifiers", "sampled_rows"]
 
 CHUNK_ROWS = 2**24  # ids compared at a time, by 64 bits each
-NAMED = 100_000  # suspicious ids whose text is looked at
+NAMED = 1_000  # suspicious hashes whose ids are looked at together
 
 
 def check_identifiers(rows: Callable[[], Iterable[pa.RecordBatch]], n: int, name: str) -> None:
@@ -45,18 +44,47 @@ def check_identifiers(rows: Callable[[], Iterable[pa.RecordBatch]], n: int, name
         ordered = np.sort(np.concatenate(hashes))
         twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if len(twice):
-            _look_at(rows(), twice, name)
+            _look_at(rows, twice, name)
 
 
-def _look_at(rows: Iterable[pa.RecordBatch], twice: np.ndarray, name: str) -> None:
-    suspects = (_texts(batch, np.flatnonzero(np.isin(_hashes(batch), twice))) for batch in rows)
-    seen = Counter(islice((text for texts in suspects for text in texts), NAMED))
-    repeated = [text for text, count in seen.items() if count > 1]
-    if repeated:
-        many = f"{len(repeated):,}{' or more' if seen.total() == NAMED else ''}"
-        raise QScoreError(
-            f"{name}: {many} ids come more than once, the first is {repeated[0]!r}; rows of tables are matched by id"
-        )
+def sampled_rows(columns: dict[str, pa.Array], share: float) -> np.ndarray:
+    """Choose about this share of rows by their ids, so that neither order nor chunks matter.
+
+    Parameters
+    ----------
+    columns : dict of pyarrow.Array
+        ``id``, and ``view`` where there is one.
+    share : float
+        0 to 1; all rows from 1 on.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+        The rows chosen.
+    """
+    values = _hashes(pa.record_batch({name: columns[name] for name in ("id", "view") if name in columns}))
+    if share >= 1:
+        return np.ones(len(values), dtype=bool)
+    # SplitMix64's finaliser: hashes of short texts differ in few bits.
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    chosen: np.ndarray = (values ^ (values >> np.uint64(31))) < np.uint64(share * 2**64)
+    return chosen
+
+
+def _look_at(rows: Callable[[], Iterable[pa.RecordBatch]], twice: np.ndarray, name: str) -> None:
+    """Refuse the table if rows of equal hash have equal ids, a thousand hashes at a time."""
+    for start in range(0, len(twice), NAMED):
+        seen: Counter[str] = Counter()
+        for batch in rows():
+            seen.update(_texts(batch, np.flatnonzero(np.isin(_hashes(batch), twice[start : start + NAMED]))))
+        repeated = [text for text, count in seen.items() if count > 1]
+        if repeated:
+            many = f"{len(repeated):,}{' or more' if start + NAMED < len(twice) else ''}"
+            raise QScoreError(
+                f"{name}: {many} ids come more than once, the first is {repeated[0]!r}; "
+                "rows of tables are matched by id"
+            )
 
 
 def _texts(batch: pa.RecordBatch, chosen: np.ndarray) -> list[str]:
@@ -75,7 +103,12 @@ def _hashes(batch: pa.RecordBatch) -> np.ndarray:
     values = np.empty(len(ids), np.uint64)
     _hash_texts(starts, letters, values)
     if "view" in batch.schema.names:
-        values ^= batch.column("view").to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        views = batch.column("view")
+        if views.null_count or not pa.types.is_integer(views.type):
+            raise QScoreError(
+                f"views: expected integers without gaps, got {views.type}, {views.null_count} of them null"
+            )
+        values ^= views.to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return values
 
 

@@ -19,12 +19,11 @@ from qscore.scoring.identifiers import check_identifiers
 from qscore.scoring.rescoring import rescore
 from qscore.scoring.spill import ROW_VALUES, Block, Scaling, Spill, fit_scaling
 from qscore.scoring.summary import ScoreSummary, features_path, summarize_scores
-from qscore.scoring.work import work_folder
+from qscore.scoring.work import FEATURES, SCORES, is_finished, publish, sweep, work_folder
 from qscore.tables import (
     EmbeddingTable,
     open_embeddings,
     read_record,
-    read_scores,
     score_schema,
     write_features,
     write_rows,
@@ -123,17 +122,22 @@ def score(
         raise QScoreError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}{nearest(engine, ENGINES)}")
     if signed not in (True, False, "auto"):
         raise QScoreError(f"signed: expected True, False or 'auto', got {signed!r}")
+    signed = "auto" if isinstance(signed, str) else bool(signed)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise QScoreError(f"threads: expected a positive number, got {threads!r}")
     if features is not None and not (epsilon is lower is upper is None and signed == "auto"):
         raise QScoreError(
             "features: the feature table settles epsilon, lower, upper and signed; give only one or the other"
         )
+    sweep(Path(out))
     if _is_score_table(embeddings):
         if not (epsilon is column is None and signed == "auto"):
             raise QScoreError(f"{embeddings} is a score table: epsilon, signed and column need the embeddings")
         return rescore(embeddings, out, lower=lower, upper=upper, features=features, overwrite=overwrite)
     lower, upper = 0.50 if lower is None else lower, 0.95 if upper is None else upper
     check_band(lower, upper)
-    out = check_new_table(out, [embeddings] if features is None else [embeddings, features], overwrite=overwrite)
+    inputs = [embeddings] if features is None else [embeddings, features]
+    out = check_new_table(out, inputs, overwrite=overwrite)
     table = open_embeddings(embeddings, column=column)
     stored = None if features is None else _stored_fit(features, table)
     asked = stored.epsilon if stored else 4.0 if epsilon is None else epsilon
@@ -141,16 +145,14 @@ def score(
     fingerprint = {
         "version": __version__,
         "settings": [epsilon, lower, upper, signed, column, None if features is None else sha256(features)],
-        "shards": [[shard.name, shard.n_rows, *shard.stamp] for shard in table.shards],
+        "table": table.fingerprint,
+        "parts": len(table.parts),
     }
     with work_folder(out, fingerprint, resume=resume) as folder:
-        scores, fitted = folder / "scores.parquet", folder / "features.parquet"
-        if not _finished(scores, features_path(out)):
-            check_new_table(features_path(out), [embeddings, *([features] if features else [])], overwrite=overwrite)
-            _score(table, scores, fitted, asked, (lower, upper), signed, stored, features, threads)
-            # The feature table first: a score table without its own is refused, and the same command repairs it.
-            fitted.replace(features_path(out))
-        scores.replace(out)
+        if not is_finished(folder, out):
+            check_new_table(features_path(out), inputs, overwrite=overwrite)
+            _score(table, folder, asked, (lower, upper), signed, stored, features, threads)
+        publish(folder, out)
     return summarize_scores(out)
 
 
@@ -163,18 +165,9 @@ def _is_score_table(path: str | Path) -> bool:
         return False
 
 
-def _finished(scores: Path, features: Path) -> bool:
-    """Tell whether an earlier run was killed between moving its two outputs to their places."""
-    if not (scores.exists() and features.exists()):
-        return False
-    _, record = read_scores(scores, ["valid"])
-    return bool(record["features_sha256"] == sha256(features))
-
-
 def _score(
     table: EmbeddingTable,
-    scores: Path,
-    fitted: Path,
+    folder: Path,
     epsilon: float | Literal["auto"],
     band: tuple[float, float],
     signed: bool | Literal["auto"],
@@ -183,7 +176,8 @@ def _score(
     threads: int | None,
 ) -> None:
     """Write both tables into the work folder."""
-    spill = _scanned(scores.parent, table, epsilon, threads, signed if stored is None else stored.scaling)
+    scores, fitted = folder / SCORES, folder / FEATURES
+    spill = _scanned(folder, table, epsilon, threads, signed if stored is None else stored.scaling)
     if "id" in table.columns:
         check_identifiers(spill.rows, len(table), table.name)
     facts = _facts(spill)
@@ -205,6 +199,7 @@ def _score(
         "embeddings": {key: value for key, value in table.record.items() if key != "version"},
     }
     plain = _fit(spill, epsilon, *band, plain=True) if fit.scaling and stored is None else None
+    record |= {"plain_epsilon": plain.epsilon} if plain else {}
     _write_scores(scores, spill, fit, plain, record)
 
 
@@ -275,12 +270,7 @@ def _fit(spill: Spill, epsilon: float | Literal["auto"], lower: float, upper: fl
 
 
 def _stored_fit(features: str | Path, table: EmbeddingTable) -> _Fit:
-    stored = read_stored(features)
-    if len(stored.counts) != table.n_features:
-        raise QScoreError(
-            f"{features}: has {len(stored.counts)} features, and {table.name} has {table.n_features}; "
-            "both must come from the same encoder"
-        )
+    stored = read_stored(features, table)
     scaling = None if stored.scaling is None else Scaling(*stored.scaling)
     epsilon, lower, upper = (stored.settings[name] for name in ("epsilon", "lower", "upper"))
     return _Fit(epsilon, False, lower, upper, stored.discriminative, scaling)

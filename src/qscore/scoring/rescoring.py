@@ -16,7 +16,7 @@ from qscore.kernels import Scan
 from qscore.scoring.features import StoredFeatures, read_stored
 from qscore.scoring.spill import ROW_VALUES
 from qscore.scoring.summary import ScoreSummary, features_path, read_scored, summarize_scores
-from qscore.scoring.work import work_folder
+from qscore.scoring.work import FEATURES, SCORES, is_finished, publish, work_folder
 from qscore.tables import iter_scores, score_schema, write_features, write_rows
 
 __all__ = ["rescore"]
@@ -34,7 +34,8 @@ def rescore(
     """Score the rows of a score table with another band, or another D, without reading their embeddings.
 
     The table holds the highly activating features of each row and their deviations, which is all that Q needs. They are
-    stored as float32: Q differs from that of a run over the embeddings by its rounding, below 1e-6 of its value.
+    stored as float32: Q differs from that of a run over the embeddings by its rounding, below 1e-6 of its value. The
+    plain one-sided score of a signed table is left out: what it is made of is not in the table.
 
     Parameters
     ----------
@@ -75,7 +76,6 @@ def rescore(
     own = features_path(scores)
     inputs = [scores, own] if features is None else [scores, own, features]
     out = check_new_table(out, inputs, overwrite=overwrite)
-    check_new_table(features_path(out), inputs, overwrite=overwrite)
     _, _, record = read_scored(scores, [])
     stored = read_stored(own if features is None else features)
     if features is None:
@@ -88,20 +88,21 @@ def rescore(
         _check_same_scale(read_stored(own), stored)
         band = {name: stored.settings[name] for name in ("lower", "upper")}
         D = stored.discriminative
-    with work_folder(out, {"rescored": str(scores)}, resume=False) as folder:
-        fitted, table = folder / "features.parquet", folder / "scores.parquet"
-        if features is None:
-            settings = {**stored.notes, "n": stored.n, **stored.settings, **band}
-            write_features(fitted, stored.counts, D, settings, stored.scaling)
-        else:
-            shutil.copyfile(features, fitted)
-        transductive = record["transductive"] and features is None
-        new = {**record, **band, "transductive": transductive, "features_sha256": sha256(fitted)}
-        types = {field.name: field.type for field in next(iter_scores(scores)).schema}
-        schema = score_schema(types, {key: value for key, value in new.items() if key not in ("version", "kind")})
-        write_rows(table, schema, _rescored(scores, schema, record, D, len(stored.counts)))
-        fitted.replace(features_path(out))
-        table.replace(out)
+    fingerprint = {"scores": sha256(scores), "features": sha256(own if features is None else features), **band}
+    with work_folder(out, fingerprint, resume=True) as folder:
+        if not is_finished(folder, out):
+            check_new_table(features_path(out), inputs, overwrite=overwrite)
+            if features is None:
+                settings = {**stored.notes, "n": stored.n, **stored.settings, **band}
+                write_features(folder / FEATURES, stored.counts, D, settings, stored.scaling)
+            else:
+                shutil.copyfile(features, folder / FEATURES)
+            transductive = record["transductive"] and features is None
+            new = {**record, **band, "transductive": transductive, "features_sha256": sha256(folder / FEATURES)}
+            types = {field.name: field.type for field in next(iter_scores(scores)).schema}
+            schema = score_schema(types, {key: value for key, value in new.items() if key not in ("version", "kind")})
+            write_rows(folder / SCORES, schema, _rescored(scores, schema, record, D, len(stored.counts)))
+        publish(folder, out)
     return summarize_scores(out)
 
 

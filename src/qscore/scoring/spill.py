@@ -14,13 +14,14 @@ from qscore import core
 from qscore._files import atomic_path
 from qscore._progress import Advance, progress
 from qscore._validate import QScoreError
-from qscore.kernels import Scan, sampled_rows, scan
+from qscore.kernels import Scan, scan
+from qscore.scoring.identifiers import sampled_rows
 from qscore.tables import EmbeddingBatch, EmbeddingTable
 
 __all__ = ["ROW_VALUES", "Block", "Scaling", "Spill", "fit_scaling"]
 
 ROW_VALUES = ("mean", "std", "max", "l1_norm", "l2_norm")
-SCALING_BYTES = 256 * 2**20
+SCALING_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,22 @@ class Block:
 def fit_scaling(table: EmbeddingTable) -> Scaling:
     """Fit the robust scaling of a signed table in one pass.
 
-    Tables of up to 256 MiB of float64 are fitted exactly; larger ones on a sample of that size, chosen by the rows'
-    contents, so that it is the same in whatever order they come.
+    Tables of up to 128 MiB of float64 are fitted exactly; larger ones on a sample of that size, chosen by the rows'
+    ids, so that it is the same in whatever order they come.
     """
     share = SCALING_BYTES / (len(table) * table.n_features * 8)
     kept = []
     with progress("fit scaling", len(table), "rows") as advance:
         for batch in table.batches():
-            rows = batch.embedding[sampled_rows(batch.embedding, share)].astype(np.float64)
+            rows = batch.embedding[sampled_rows(batch.columns, share)].astype(np.float64)
             kept.append(rows[core.valid_rows(rows)])
             advance(len(batch))
     rows = np.concatenate(kept)
+    del kept
     if not len(rows):
-        raise QScoreError(f"{table.name}: no valid row to fit the scaling on, all hold NaN or infinity")
+        raise QScoreError(
+            f"{table.name}: no valid row to fit the scaling on: all of them, or of their sample, hold NaN or infinity"
+        )
     return Scaling(*core.robust_scaling(rows))
 
 

@@ -171,7 +171,7 @@ def _quantiles(path: str | Path, n: int) -> dict[str, float]:
 def _notes(summary: ScoreSummary, record: dict[str, Any]) -> Iterator[str]:
     n_valid = summary.n - summary.n_invalid
     if record["negative"] and not summary.signed:
-        yield "the embeddings have negative values and were scored one-sided, as asked"
+        yield "the embeddings have negative values and were scored one-sided, as asked or as their metadata says"
     if record["unit_norm"]:
         yield "all rows have unit L2 norm, as the normalised outputs of contrastive models have: norms tell nothing"
     if summary.n_empty > 0.5 * n_valid:

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from qscore._files import atomic_path
-from qscore._stores import RETRIES, Location, StoreError, locate
+from qscore._stores import RETRIES, Location, StoreError, locate, pause
 from qscore._validate import QScoreError, one_line
 from qscore.kernels.cpu import usable_cores
 from qscore.tables.ahead import read_ahead
 from qscore.tables.formats import COLUMNS, OPENERS, Batches, Shard
 from qscore.tables.records import with_record
+from qscore.tables.vectors import is_vector_column
 
 __all__ = ["EmbeddingBatch", "EmbeddingTable", "open_embeddings", "write_shard"]
 
@@ -69,6 +71,11 @@ class EmbeddingTable:
     def record(self) -> dict[str, Any]:
         """What the table says of itself: encoder, checkpoint, preprocessing, non-negativity."""
         return self.shards[-1].record  # which alone knows of all images that were left out
+
+    @property
+    def fingerprint(self) -> list[list[Any]]:
+        """What changes when a file of the table does."""
+        return [[shard.name, shard.n_rows, *shard.stamp] for shard in self.shards]
 
     @property
     def parts(self) -> list[list[tuple[int, int]]]:
@@ -148,6 +155,7 @@ def _persistent(shard: Shard, segment: int) -> Batches:
             failures += 1
             if failures == RETRIES:
                 raise
+            pause(failures - 1)
 
 
 def open_embeddings(path: str | Path, *, column: str | None = None) -> EmbeddingTable:
@@ -240,7 +248,12 @@ def _with_metadata(matrices: list[Location], parquet: list[Location], column: st
 
 def _joined(shard: Shard, metadata: Location) -> Shard:
     with pq.ParquetFile(metadata.open()) as file:
-        n_rows, names = file.metadata.num_rows, file.schema_arrow.names
+        n_rows, schema, names = file.metadata.num_rows, file.schema_arrow, file.schema_arrow.names
+    if any(is_vector_column(field.type) for field in schema if field.name == "embedding"):
+        raise QScoreError(f"{metadata.name} holds embeddings, and so does {shard.name}; keep one kind in the folder")
+    numbers = _numbers(metadata.name), _numbers(shard.name)
+    if all(numbers) and numbers[0] != numbers[1]:
+        raise QScoreError(f"{metadata.name} would be taken for the metadata of {shard.name}; number them alike")
     if n_rows != shard.n_rows:
         raise QScoreError(f"{metadata.name} has {n_rows} rows, and {shard.name} {shard.n_rows}")
     sources = {key: key for key in COLUMNS if key in names}
@@ -261,7 +274,12 @@ def _joined(shard: Shard, metadata: Location) -> Shard:
             start += len(embedding)
             yield embedding, {key: _chunk(part.column(name)) for key, name in sources.items()}
 
-    return replace(shard, columns=tuple(sources), batches=batches)
+    return replace(shard, columns=tuple(sources), batches=batches, stamp=(*shard.stamp, *metadata.stamp))
+
+
+def _numbers(name: str) -> list[int]:
+    """Return the last number in a file's name, in a list, or nothing."""
+    return [int(run) for run in re.findall(r"\d+", Path(name).stem)[-1:]]
 
 
 def _chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -274,8 +292,12 @@ def _plain(name: str, column: pa.Array) -> pa.Array:
         column = column.dictionary_decode()
     if pa.types.is_boolean(column.type) or (pa.types.is_integer(column.type) and name != "id"):
         return column.cast(pa.int64())
-    textual = pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)
-    if name == "label" and not textual:
+    if name == "label" and pa.types.is_floating(column.type):  # what pandas makes of integers with gaps
+        values = pc.if_else(pc.is_nan(column), None, column)
+        if pc.all(pc.equal(pc.round(values), values)).as_py() is not False:
+            return values.cast(pa.int64())
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    if name == "label" and not any(kind(column.type) for kind in kinds):
         raise QScoreError(f"labels: expected integers or strings, got {column.type}")
     column = column.cast(pa.string())
     if name == "id" and column.null_count:

@@ -43,7 +43,7 @@ class Shard:
     """The rows at which segments begin; the first is 0."""
     batches: Callable[[int], Batches]
     """Reads the rows of the k-th segment in order, in batches of bounded size."""
-    stamp: tuple[int, int]
+    stamp: tuple[int, ...]
     """Size and time of the last change of the file."""
 
 
@@ -52,7 +52,8 @@ def open_npy(location: Location, column: str | None) -> Shard:
     if (path := location.local) is not None:
         return _matrix_shard(location, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     stream = location.open()
-    shape, dtype = _npy_header(stream)
+    shape, dtype, fortran = _npy_header(stream)
+    _check_streamable(shape, dtype, fortran)
     return _streamed_shard(location, shape, dtype, lambda: _after_header(location.open()))
 
 
@@ -63,12 +64,14 @@ def open_npz(location: Location, column: str | None) -> Shard:
         for member in archive.namelist():
             with archive.open(member) as array:
                 headers[member.removesuffix(".npy")] = _npy_header(array)
-    name = _choose_array({key: shape for key, (shape, _) in headers.items()}, column)
+    name = _choose_array({key: shape for key, (shape, *_) in headers.items()}, column)
+    _check_streamable(*headers[name])
 
     def rows() -> Any:
         return _after_header(zipfile.ZipFile(location.open()).open(f"{name}.npy"))
 
-    return _streamed_shard(location, *headers[name], rows)
+    shape, dtype, _ = headers[name]
+    return _streamed_shard(location, shape, dtype, rows)
 
 
 def open_parquet(location: Location, column: str | None) -> Shard:
@@ -82,12 +85,16 @@ def open_parquet(location: Location, column: str | None) -> Shard:
         sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
     columns = tuple(key for key in COLUMNS if key in schema.names)
     groups = _grouped(sizes, first)
+    largest = max(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
+    # From a store, row groups come whole, unless they are too large to hold.
+    buffering = {"pre_buffer": True} if largest <= SEGMENT_BYTES * 4 else {"pre_buffer": False, "buffer_size": 2**22}
+    buffering = {"pre_buffer": False} if location.local is not None else buffering
 
     def batches(segment: int) -> Batches:
         rows = _rows_per_batch(first)
         with (
             location.reading() as (file, forget),
-            pq.ParquetFile(file, metadata=metadata, pre_buffer=location.local is None) as parquet,
+            pq.ParquetFile(file, metadata=metadata, **buffering) as parquet,
         ):
             for batch in parquet.iter_batches(rows, row_groups=groups[segment], columns=[name, *columns]):
                 yield _split(batch, name, columns, first.shape[1])
@@ -216,11 +223,16 @@ def _matrix_shard(location: Location, matrix: Callable[[], Any]) -> Shard:
 
     def part(start: int, stop: int | None) -> np.ndarray:
         rows = matrix()[start:stop]
-        return np.asarray(rows.float() if str(rows.dtype) == "torch.bfloat16" else rows)
+        if hasattr(rows, "detach"):
+            narrow = str(rows.dtype) == "torch.bfloat16" or str(rows.dtype).startswith("torch.float8")
+            rows = (rows.float() if narrow else rows).detach()
+        return np.asarray(rows)
 
     whole = matrix()
-    check_vectors(whole.shape, part(0, 1).dtype)
+    if not len(whole.shape):
+        raise QScoreError("expected a 2-D matrix of shape (n, r), got a single number")
     sample = part(0, 1)
+    check_vectors(whole.shape, sample.dtype)
     rows = _rows_per_batch(sample)
     step = rows * max(1, SEGMENT_BYTES // BATCH_BYTES)
     segments = tuple(range(0, len(whole), step))
@@ -261,16 +273,19 @@ def _read_exactly(source: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     """Read a header; leaves the stream at the first value."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
+    return shape, dtype, fortran
+
+
+def _check_streamable(shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> None:
     if dtype.hasobject:
         raise QScoreError("an array of Python objects; nothing is unpickled")
     if fortran and len(shape) > 1:
         raise QScoreError("a matrix in Fortran order cannot be streamed; save it as a plain .npy in C order")
-    return shape, dtype
 
 
 def _after_header(stream: Any) -> Any:
