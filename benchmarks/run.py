@@ -12,7 +12,7 @@ def main():
     page = HERE / "README.md"
     for name in sys.argv[1:] or NAMES:
         printed = subprocess.run(
-            [sys.executable, HERE / f"{name}.py"], capture_output=True, text=True, check=True
+            [sys.executable, HERE / f"{name}.py"], stdout=subprocess.PIPE, text=True, check=True
         ).stdout
         before, _, rest = page.read_text().partition(f"<!-- {name} -->\n")
         _, _, after = rest.partition(f"<!-- end of {name} -->\n")
