@@ -24,6 +24,7 @@ _ROOMS = {
     "pretrain": "ssl",
     "q_score": "core",
     "q_score_v1": "core",
+    "representation_metrics": "metrics",
     "scan": "kernels",
     "score": "scoring",
 }

@@ -12,6 +12,7 @@ from qscore.estimator import QScorer as QScorer
 from qscore.evaluate import evaluate_scores as evaluate_scores
 from qscore.kernels import Scan as Scan
 from qscore.kernels import scan as scan
+from qscore.metrics import representation_metrics as representation_metrics
 from qscore.scoring import compress as compress
 from qscore.scoring import count_features as count_features
 from qscore.scoring import load_scorer as load_scorer

@@ -3,6 +3,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from qscore.encoders import Preprocessing, build_backbone, save_encoder
@@ -36,6 +38,31 @@ def test_score_prints_a_summary_or_json(tmp_path, matrix):
     done = qscore("score", matrix, "--out", tmp_path / "t.parquet", "--epsilon", "3", "--json")
     data = json.loads(done.stdout)
     assert data["n"] == 200 and data["epsilon"] == 3.0 and done.stdout.count("\n") == 1
+
+
+def test_evaluate_without_labels_measures_the_representation(tmp_path, matrix):
+    qscore("score", matrix, "--out", tmp_path / "s.parquet", "--epsilon", "3")
+    done = qscore("evaluate", tmp_path / "s.parquet", "--embeddings", matrix)
+    assert done.returncode == 0 and "e.npy has no labels" in done.stdout
+    for words in (
+        "RankMe",
+        "1 to 64, higher fills more directions",
+        "Hoyer sparsity",
+        "they say nothing of single rows",
+    ):
+        assert words in done.stdout
+    assert "alignment" not in done.stdout
+    views = tmp_path / "v.parquet"
+    table = {
+        "id": [str(k) for k in range(200) for _ in range(2)],
+        "embedding": np.load(matrix).repeat(2, axis=0).tolist(),
+    }
+    pq.write_table(pa.table(table), views)
+    done = qscore(
+        *("evaluate", tmp_path / "s.parquet", "--embeddings", matrix, "--view-embeddings", views),
+        *("--overwrite", "--json"),
+    )
+    assert json.loads(done.stdout)["representation"]["alignment"]["value"] == 0.0
 
 
 def test_compress_and_merge_print_what_they_wrote(tmp_path, matrix):

@@ -113,7 +113,9 @@ def test_a_training_table_is_used_and_ids_are_matched(tmp_path, rng):
     pq.write_table(table, backwards)
     again = evaluate_scores(tmp_path / "s.parquet", backwards, train, resamples=20, out=tmp_path / "again")
     assert metrics["n"] == 500 and metrics["probe"]["n_train"] == 1500
+    whole, backwards = metrics.pop("representation"), again.pop("representation")
     assert again == metrics
+    assert backwards["rankme"] == pytest.approx(whole["rankme"]) and backwards["n"] == 500
 
 
 def test_the_probe_is_logistic_regression_on_standardised_rows(rng):
@@ -142,9 +144,10 @@ def test_a_perfect_probe_leaves_nothing_to_predict_and_says_so(tmp_path, rng):
 
 
 def test_no_labels(tmp_path, rng):
-    H, _ = planted(rng, n=100)
+    H, labels = planted(rng, n=100)
+    train = write_table(tmp_path / "t.parquet", H, labels)
     with pytest.raises(QScoreError, match="no column 'label'"):
-        evaluated(tmp_path, H, None)
+        evaluated(tmp_path, H, None, train_embeddings=train)
 
 
 def test_missing_labels(tmp_path, rng):

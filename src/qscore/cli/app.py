@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from qscore import __version__
 from qscore._validate import QScoreError, nearest, require
 from qscore.cli.encoder_verbs import Layer, Method, StemPadding, Tokens, encoder_app, load
+from qscore.cli.tables import representation, score_summary, verdict
 from qscore.cli.verb import Outcome, verb
 
 __all__ = ["app", "main"]
@@ -79,7 +78,7 @@ def demo(
     from qscore.study import demo as run
 
     report, metrics = run(out, seed=seed, overwrite=overwrite)
-    return Outcome({"report": str(report), "metrics": metrics}, [*_verdict(metrics), f"Report: {report.resolve()}"])
+    return Outcome({"report": str(report), "metrics": metrics}, [*verdict(metrics), f"Report: {report.resolve()}"])
 
 
 @app.command()
@@ -153,6 +152,14 @@ def embed(
     ] = "skip",
     batch_size: BatchSize = 256,
     device: Device = "auto",
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that compute, each on a GPU of its own.",
+            show_default="1, or as many as torchrun started",
+        ),
+    ] = None,
     workers: Workers = None,
     precision: Precision = "32-true",
     seed: Seed = 0,
@@ -164,7 +171,7 @@ def embed(
     """
     require("torch", "vision")
     from qscore.embedding import embed as run
-    from qscore.embedding import read_skipped, skipped_path, views_path
+    from qscore.embedding import launched, read_skipped, skipped_path, views_path
     from qscore.images import open_images
     from qscore.tables import open_embeddings
 
@@ -177,10 +184,13 @@ def embed(
         on_error=on_error,
         batch_size=batch_size,
         device=device,
+        devices=devices or launched().count,
         workers=workers,
         precision=precision,
         overwrite=overwrite,
     )
+    if launched().number > 0:
+        raise SystemExit(0)  # the first process tells what came of it
     table, n_skipped = open_embeddings(out), len(read_skipped(out))
     data: dict[str, Any] = {"embeddings": str(out), "n": len(table), "n_features": table.n_features}
     data |= {"n_skipped": n_skipped, "skipped": str(skipped_path(out)) if n_skipped else None}
@@ -242,7 +252,7 @@ def score(
         overwrite=overwrite,
         resume=resume,
     )
-    return Outcome({"scores": str(out), **asdict(summary)}, _summary(asdict(summary), out))
+    return Outcome({"scores": str(out), **asdict(summary)}, score_summary(asdict(summary), out))
 
 
 @app.command()
@@ -326,25 +336,35 @@ def merge(
 @verb
 def evaluate(
     scores: Annotated[Path, typer.Argument(help="A score table.")],
-    embeddings: Annotated[Path, typer.Option(help="The embedding table it was made from, with labels.")],
+    embeddings: Annotated[Path, typer.Option(help="The embedding table it was made from, with labels or without.")],
     train_embeddings: Annotated[
         Path | None, typer.Option(help="Labelled embeddings to fit the probe on.", show_default="80 % of the rows")
+    ] = None,
+    view_embeddings: Annotated[
+        Path | None, typer.Option(help="Embeddings of augmented views, as embed --views writes them, for alignment.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="that of SCORES")] = None,
     overwrite: Overwrite = False,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
     seed: Seed = 0,
 ) -> Outcome:
-    """Say how well Q predicts the linear probe's mistakes, beside its rivals, with intervals.
+    """Say how well Q predicts the linear probe's mistakes, beside its rivals; without labels, measure the whole.
 
     Example:  qscore evaluate scores.parquet --embeddings embeddings
     """
     from qscore.evaluate import evaluate_scores
 
     metrics = evaluate_scores(
-        scores, embeddings, train_embeddings, out=out, overwrite=overwrite, resamples=resamples, seed=seed
+        scores,
+        embeddings,
+        train_embeddings,
+        view_embeddings=view_embeddings,
+        out=out,
+        overwrite=overwrite,
+        resamples=resamples,
+        seed=seed,
     )
-    return Outcome(metrics, _verdict(metrics))
+    return Outcome(metrics, [*verdict(metrics), *representation(metrics["representation"])])
 
 
 @app.command()
@@ -367,43 +387,6 @@ def _epsilon(text: str | None) -> float | Literal["auto"] | None:
         return float(text)
     except ValueError:
         raise QScoreError(f"epsilon: expected a positive number or 'auto', got {text!r}") from None
-
-
-def _summary(summary: dict[str, Any], out: Path) -> list[Any]:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    quantiles = ", ".join(f"{float(q):.0%} {value:.4g}" for q, value in summary["quantiles"].items()) or "none"
-    share = "none" if summary["coverage"] is None else f"{summary['coverage']:.1%}"
-    fitted = "the scored rows (transductive)" if summary["transductive"] else "other rows"
-    for name, value in {
-        "rows": f"{summary['n']:,} ({summary['n_invalid']:,} invalid, {summary['n_constant']:,} constant)",
-        "features": f"{summary['n_features']:,}, of which {summary['n_discriminative']:,} discriminative",
-        "epsilon": f"{summary['epsilon']:g}" + (" (automatic)" if summary["automatic"] else ""),
-        "signed": "yes: scaled by median and MAD, both sides" if summary["signed"] else "no",
-        "coverage": f"{share} of the valid, non-constant rows have a highly active discriminative feature",
-        "fitted on": fitted,
-        "quantiles of Q": quantiles,
-        "written": str(out),
-    }.items():
-        table.add_row(name, Text(value))
-    return [table, *(f"Note: {note}." for note in summary["notes"])]
-
-
-def _verdict(metrics: dict[str, Any]) -> list[Any]:
-    parts: list[Any] = []
-    if metrics["scores"]:
-        from qscore.evaluate import SCORES
-
-        table = Table(title="Telling the probe's correct rows from its wrong ones (95 % paired bootstrap intervals)")
-        for column in ("score", "AUROC", "AP correct", "AP wrong", "AURC"):
-            table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
-        base = metrics["base_rate"]
-        table.add_row("base rate", "0.500", f"{base['correct']:.3f}", f"{base['wrong']:.3f}", f"{base['wrong']:.3f}")
-        for score in SCORES:
-            statistics = metrics["scores"][score.name]
-            cells = [f"{s['value']:.3f} ({s['low']:.3f}, {s['high']:.3f})" for s in statistics.values()]
-            table.add_row(score.title + (" (labels)" if score.needs_labels else ""), *cells)
-        parts.append(table)
-    return [*parts, *metrics["sentences"]]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from qscore._files import atomic_path, check_output, sha256, to_json
 from qscore._validate import QScoreError
 from qscore.evaluate.probe import Probe, fit_probe
 from qscore.evaluate.ranking import bootstrap
+from qscore.evaluate.representation import measure_representation
 from qscore.evaluate.scores import SCORES, Evidence
 from qscore.evaluate.verdict import sentences
 from qscore.scoring import read_scored, summarize_scores
@@ -28,6 +29,7 @@ def evaluate_scores(
     embeddings: str | Path,
     train_embeddings: str | Path | None = None,
     *,
+    view_embeddings: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resamples: int = 2000,
@@ -36,15 +38,19 @@ def evaluate_scores(
     """Measure how well Q, its rivals and the probe's own confidence predict the linear probe's mistakes.
 
     Writes ``evaluation.parquet`` (one row per held-out row: prediction, outcome, every score) and ``metrics.json``.
+    Without labels only the representation as a whole is measured, and ``metrics.json`` written.
 
     Parameters
     ----------
     scores : str or Path
         The score table of the rows under test.
     embeddings : str or Path
-        Their embedding table, with labels.
+        Their embedding table, with labels where there are any.
     train_embeddings : str or Path, optional
         Labelled embeddings to fit the probe on. Without it the rows are split 80 / 20, stratified by label.
+    view_embeddings : str or Path, optional
+        Embeddings of augmented views, at least two of an image and next to each other, with the ids of ``embeddings``:
+        for alignment.
     out : str or Path, optional
         Directory of the results; by default that of ``scores``.
     overwrite : bool, default=False
@@ -58,23 +64,28 @@ def evaluate_scores(
     -------
     dict
         The content of ``metrics.json``: ``probe``, ``base_rate``, ``scores`` (name -> statistic -> value, low,
-        high), ``q_minus`` (name -> difference), ``score_table``, ``sentences``.
+        high), ``q_minus`` (name -> difference), ``representation`` (as
+        :func:`~qscore.metrics.representation_metrics`, of all rows of ``embeddings``), ``score_table``, ``sentences``.
+        Without labels only ``n``, ``seed``, ``resamples`` and the last three.
 
     Raises
     ------
     QScoreError
-        If labels are missing, ids do not match or come twice, the tables do not belong together, or results are there.
+        If some labels are missing, ids do not match or come twice, the tables do not belong together, or results are
+        there.
     """
     if resamples < 1 or seed < 0:
         raise QScoreError(f"expected resamples >= 1 and seed >= 0, got {resamples} and {seed}")
     folder = Path(out) if out else Path(scores).parent
     for name in ("metrics.json", "evaluation.parquet"):
         check_output(folder / name, overwrite=overwrite)
+    test_table = open_embeddings(embeddings)
+    if train_embeddings is None and "label" not in test_table.columns:
+        return _without_labels(scores, test_table, view_embeddings, folder, resamples, seed)
     rows, _, _ = read_scored(scores)
     rows = rows.filter(rows.column("valid"))
     if not rows.num_rows:
         raise QScoreError(f"{scores}: no row is valid, all hold NaN or infinity")
-    test_table = open_embeddings(embeddings)
     test = _matched(test_table.read(), rows, str(embeddings))
     labels = _labels(test, str(embeddings))
     if train_embeddings is None:
@@ -93,9 +104,37 @@ def evaluate_scores(
     evidence = Evidence(rows, test.embedding, train_H, confidence)
     values = {score.name: score.compute(evidence) for score in SCORES}
     metrics = _metrics(values, correct, probe, resamples, seed)
+    metrics["representation"] = measure_representation(
+        scores, test_table, view_embeddings, resamples=resamples, seed=seed
+    )
     metrics["score_table"] = asdict(summarize_scores(scores)) | {"sha256": sha256(scores)}
     metrics["sentences"] = sentences(metrics)
     _write(folder, test.columns["id"], predicted, correct, values, metrics)
+    return metrics
+
+
+def _without_labels(
+    scores: str | Path,
+    table: EmbeddingTable,
+    view_embeddings: str | Path | None,
+    folder: Path,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure the representation alone; nothing is said of single rows."""
+    metrics = {
+        "n": len(table),
+        "resamples": resamples,
+        "seed": seed,
+        "representation": measure_representation(scores, table, view_embeddings, resamples=resamples, seed=seed),
+        "score_table": asdict(summarize_scores(scores)) | {"sha256": sha256(scores)},
+        "sentences": [
+            f"{table.name} has no labels, so whether Q predicts failures was not tested; what follows describes the "
+            "representation as a whole."
+        ],
+    }
+    (folder / "evaluation.parquet").unlink(missing_ok=True)  # of an earlier evaluation, with labels
+    _write_metrics(folder, metrics)
     return metrics
 
 
@@ -215,5 +254,9 @@ def _write(
     )
     with atomic_path(out / "evaluation.parquet") as temporary:
         pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)
+    _write_metrics(out, metrics)
+
+
+def _write_metrics(out: Path, metrics: dict[str, Any]) -> None:
     with atomic_path(out / "metrics.json") as temporary:
         temporary.write_text(to_json(metrics, indent=2) + "\n")

@@ -5,7 +5,6 @@ rows as they are and for every bootstrap resample (rows weighted by how often th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -13,23 +12,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from qscore._validate import QScoreError
+from qscore.metrics import Interval
 
 __all__ = ["STATISTICS", "Interval", "bootstrap", "failure_statistics", "risk_coverage"]
 
 STATISTICS = ("auroc", "ap_correct", "ap_wrong", "aurc")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A statistic and its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def contains(self, x: float) -> bool:
-        """Tell whether x lies in the interval."""
-        return self.low <= x <= self.high
 
 
 @numba.njit(nogil=True)
