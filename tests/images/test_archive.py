@@ -57,6 +57,20 @@ def test_compressed_archives_are_read(tmp_path):
     assert open_images(tmp_path / "a.npz").image(2).getpixel((0, 0)) == COLOURS[2]
 
 
+@pytest.mark.parametrize("bomb", ["data", "ids"])
+def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path, monkeypatch, bomb):
+    changes = {"data": {"data": np.zeros(80 << 20, np.uint8)}, "ids": {"ids": np.zeros(3, "U9000000")}}[bomb]
+    np.savez_compressed(tmp_path / "a.npz", **arrays(**changes))
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(QScoreError, match=r"a\.npz: [\d,]+ bytes that unpack to [\d,]{10,}: a zip bomb, not images"):
+        open_images(tmp_path / "a.npz")
+
+
+def test_arrays_that_are_not_read_are_no_bomb(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **arrays(masks=np.zeros(80 << 20, np.uint8)))
+    assert len(open_images(tmp_path / "a.npz")) == 3
+
+
 def test_image_data_and_image_offsets(write):
     made = arrays()
     path = write(data=None, offsets=None, image_data=made["data"], image_offsets=made["offsets"])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from qscore._validate import QScoreError
 from qscore.images import open_image, open_images
+from qscore.images.published import _targets
 
 datasets = pytest.importorskip("datasets")
 
@@ -65,9 +66,42 @@ def test_torchvision_splits_by_name(root):
         open_images("torchvision:Country211").image(1)
 
 
+def test_torchvision_paths_of_annotations_are_no_labels(root):
+    voc = root / "VOCdevkit" / "VOC2012"
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (voc / folder).mkdir(parents=True)
+        for name in ("1", "2"):
+            Image.new("RGB", (4, 4), "red").save(voc / folder / f"{name}.{ending}")
+    (voc / "Annotations").mkdir()
+    for task in ("Main", "Segmentation"):
+        (voc / "ImageSets" / task).mkdir(parents=True)
+        (voc / "ImageSets" / task / "train.txt").write_text("1\n2\n")
+    for folder, ending in (("image_2", "png"), ("label_2", "txt")):
+        (root / "Kitti" / "raw" / "training" / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / "Kitti" / "raw" / "training" / folder / f"1.{ending}", "PNG")
+    for name, n in (("VOCDetection", 2), ("VOCSegmentation", 2), ("Kitti", 1)):
+        source = open_images(f"torchvision:{name}")
+        assert (len(source), source.labels, source.class_names) == (n, None, None)
+        assert source.record(0).label is None
+
+
+def test_torchvision_strings_are_labels_where_they_are_classes():
+    images = type("Images", (list,), {"classes": ["ant", "owl"]})([0, 1])
+    images.targets, images.samples = ["a.xml", "b.xml"], [("a.jpg", "owl"), ("b.jpg", "ant")]
+    assert _targets(images) == ["owl", "ant"]
+    images.classes = ["ant"]
+    assert _targets(images) is None
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("ImageFolder", "ImageFolder is any folder of images, not a published data set; name the folder itself"),
+        ("DatasetFolder/a", "DatasetFolder is any folder of images, .* name the folder itself"),
+        (
+            "EMNIST",
+            "expected a split, torchvision:EMNIST/ and one of byclass, bymerge, balanced, letters, .*; got none",
+        ),
         ("MNIST", "cannot open this data set in .*; set QSCORE_TORCHVISION_ROOT to .* or QSCORE_DOWNLOAD=1"),
         ("CIFAR10/test", "cannot open this data set in "),
         ("Country211/tset", "cannot open this data set in "),

@@ -18,6 +18,7 @@ __all__ = ["ArchiveSource"]
 
 PREFIXES = ("", "image_")
 OPTIONAL = ("labels", "ids", "class_names")
+LARGEST_RATIO, SLACK = 20, 1 << 26  # encoded images hardly compress: more than that is a bomb
 
 
 @final
@@ -36,7 +37,7 @@ class ArchiveSource:
     Raises
     ------
     QScoreError
-        If the file is damaged, an array is missing, or the arrays contradict each other.
+        If the file is damaged or a zip bomb, an array is missing, or the arrays contradict each other.
     """
 
     def __init__(self, path: str) -> None:
@@ -77,15 +78,26 @@ def _read(path: str) -> tuple[dict[str, NDArray[Any]], str]:
     wanted = {prefix + name for prefix in PREFIXES for name in ("data", "offsets")} | set(OPTIONAL)
     try:
         with zipfile.ZipFile(path) as archive:
-            checksums = sorted(f"{m.filename} {m.CRC} {m.file_size}" for m in archive.infolist())
+            members = archive.infolist()
+        _check_unpacked(sum(m.file_size for m in members if m.filename.removesuffix(".npy") in wanted), path)
+        checksums = sorted(f"{m.filename} {m.CRC} {m.file_size}" for m in members)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files if name in wanted}
     except FileNotFoundError as error:
         raise QScoreError(f"{path}: no such file") from error
+    except QScoreError:
+        raise
     except Exception as error:  # a damaged zip or array header raises nearly anything
         reason = "it holds Python objects, which are never unpickled" if "allow_pickle" in str(error) else str(error)
         raise QScoreError(f"{path}: cannot read this .npz archive: {reason}") from error
     return arrays, hashlib.sha256("\n".join(checksums).encode()).hexdigest()
+
+
+def _check_unpacked(unpacked: int, path: str) -> None:
+    """Refuse by what the file says of itself, before anything is decompressed."""
+    size = Path(path).stat().st_size
+    if unpacked > LARGEST_RATIO * size + SLACK:
+        raise QScoreError(f"{path}: {size:,} bytes that unpack to {unpacked:,}: a zip bomb, not images; leave it out")
 
 
 def _check_offsets(data: NDArray[Any], offsets: NDArray[Any], path: str) -> None:

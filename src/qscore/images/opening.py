@@ -49,7 +49,7 @@ KINDS = (
     Kind("a .csv or .parquet list", _ending(".csv", ".parquet"), lambda name: ListSource(name, open_image)),
 )
 NAMES = ("digits",)
-MEMBER = ".tar#"
+MEMBER = re.compile(r"\.tar(?=#)", re.IGNORECASE)
 # A numeric range, alternatives, or a stretch of text: whatever is no brace expression stands for itself.
 BRACES = re.compile(r"(\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},]*(?:,[^{},]*)+))\}|[^{]+|\{)")
 MOST_NAMES = 100_000
@@ -110,11 +110,11 @@ def open_image(locator: str) -> Image.Image:
     >>> open_image("digits#17").size
     (8, 8)
     """
-    if MEMBER in locator and not Path(locator).is_file():
-        head, _, member = locator.partition(MEMBER)
-        tar = _reopen(f"{head}.tar", stamp(f"{head}.tar"))
+    name = _find_tar(locator)
+    if name is not None:
+        tar, member = _reopen(name, stamp(name)), locator[len(name) + 1 :]
         if not isinstance(tar, TarSource) or member not in tar.positions:
-            raise QScoreError(f"{locator}: no such image in {head}.tar")
+            raise QScoreError(f"{locator}: no such image in {name}")
         return tar.image(tar.positions[member])
     container, _, position = locator.rpartition("#")
     if not (position.isdecimal() and any(kind.accepts(container) for kind in KINDS)):
@@ -123,6 +123,25 @@ def open_image(locator: str) -> Image.Image:
     if int(position) >= len(source):
         raise QScoreError(f"{locator}: expected a position below {len(source)}")
     return source.image(int(position))
+
+
+def _find_tar(locator: str) -> str | None:
+    """Return the longest beginning of a locator that is a tar: names of files and of members may hold the sign too."""
+    names = [locator[: match.end()] for match in MEMBER.finditer(locator)]
+    if not names or (not is_uri(locator) and _is_file(locator)):
+        return None
+    if is_uri(locator):
+        found = (name for name in reversed(names) if len(names) == 1 or stamp(name) != (0, 0))
+    else:
+        found = (name for name in reversed(names) if _is_file(name))
+    return next(found, names[0])
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a file, since a member's name is part of it
+        return False
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ __all__ = ["HubSource", "TorchvisionSource"]
 
 ROOT = "QSCORE_TORCHVISION_ROOT"
 DOWNLOAD = "QSCORE_DOWNLOAD"
+FOLDERS = ("ImageFolder", "DatasetFolder")  # whose images may change, and stand upside down
 DEFAULT_ROOT = "~/.cache/qscore/torchvision"
 PLAIN = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "string", "large_string")
 
@@ -78,6 +79,8 @@ def _open_torchvision(name: str, kind: str, split: str) -> tuple[Any, str]:
     known = [entry for entry in datasets.__all__ if "root" in _parameters(getattr(datasets, entry))]
     if kind not in known:
         raise QScoreError(f"{name}: torchvision has no image data set {kind!r}{nearest(kind, known)}")
+    if kind in FOLDERS:
+        raise QScoreError(f"{name}: {kind} is any folder of images, not a published data set; name the folder itself")
     parameters = _parameters(getattr(datasets, kind))
     options: dict[str, Any] = {}
     if "train" in parameters:
@@ -86,6 +89,9 @@ def _open_torchvision(name: str, kind: str, split: str) -> tuple[Any, str]:
         split = split or "train"
         options["train"] = split == "train"
     elif "split" in parameters:
+        if not split and parameters["split"].default is inspect.Parameter.empty:
+            splits = ", ".join(map(str, getattr(getattr(datasets, kind), "splits", ()))) or "SPLIT"
+            raise QScoreError(f"{name}: expected a split, {name.rstrip('/')}/ and one of {splits}; got none")
         split = split or str(parameters["split"].default)
         options["split"] = split
     elif split:
@@ -111,17 +117,26 @@ def _parameters(dataset: Any) -> dict[str, inspect.Parameter]:
 
 
 def _targets(images: Any) -> list[Any] | None:
-    """Find the labels, which torchvision's data sets keep under many names, without decoding an image."""
+    """Find the labels, which torchvision's data sets keep under many names, without decoding an image.
+
+    Some keep the path of each image's annotation there: strings count only where they are names of classes.
+    """
     n = len(images)
+    classes = getattr(images, "classes", None)
+    names = {name for name in classes if isinstance(name, str)} if isinstance(classes, Sequence) else set()
+
+    def fit(values: Sequence[Any]) -> bool:
+        return len(values) == n and all(isinstance(v, int) or (isinstance(v, str) and v in names) for v in values)
+
     for attribute in ("targets", "labels", "_labels", "y"):
         values = getattr(images, attribute, None)
         values = values.tolist() if values is not None and hasattr(values, "tolist") else values
-        if isinstance(values, Sequence) and len(values) == n and all(isinstance(v, int | str) for v in values):
+        if isinstance(values, Sequence) and fit(values):
             return list(values)
     for attribute in ("samples", "_samples", "imgs"):
         pairs = getattr(images, attribute, None)
-        if isinstance(pairs, Sequence) and len(pairs) == n and all(isinstance(p[-1], int | str) for p in pairs):
-            return [pair[-1] for pair in pairs]
+        if isinstance(pairs, Sequence) and fit(values := [pair[-1] for pair in pairs]):
+            return values
     return None
 
 

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -25,7 +27,10 @@ log = logging.getLogger(__name__)
 
 LABEL_ENDINGS = ("cls", "json", "txt")
 JSON_KEYS = ("label", "cls")
+KINDS = {"cls": "integer or short name", "json": "integer or string"}
 LARGEST_LABEL = 2**20  # bytes
+LONGEST_NAME = 200  # characters: more is no name of a class
+INTEGER = re.compile(r"-?[0-9]{1,18}")
 BLOCK = tarfile.BLOCKSIZE
 
 
@@ -33,14 +38,26 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
+    trouble: str | None
+    """Why it cannot be read in place, if so."""
+
+
+class _Image(NamedTuple):
+    member: _Member
+    key: str
+    plain: bool
+    """Whether it is named KEY.ENDING, without more dots."""
 
 
 @final
 class TarSource:
     """The images of one tar file, in their order, read in place: nothing is ever extracted.
 
-    The id of a sample is the tar's name without its ending, a slash and the sample's key. Its label is the content of
-    ``KEY.cls``; else ``label`` or ``cls`` in ``KEY.json``, where there is such a file; else the text of ``KEY.txt``.
+    The id of a sample is the tar's name without its ending, a slash and the sample's key; where several images share a
+    key, each is a sample, and its name stands for the key. Of ``KEY.jpg`` and ``KEY.seg.png`` the first is taken alone.
+    The label is the integer or short name in ``KEY.cls``; else the integer or string ``label`` or ``cls`` in
+    ``KEY.json``; else the integer in ``KEY.txt``, if each ``.txt`` in the tar is one: others are captions. A warning
+    tells how many images were left out, and of labels ignored.
 
     Parameters
     ----------
@@ -50,7 +67,7 @@ class TarSource:
     Raises
     ------
     QScoreError
-        If the file cannot be read, is compressed, truncated or damaged, has no images, or a label is none.
+        If the file cannot be read, is compressed, truncated or damaged, has no images, or a label is damaged.
     """
 
     def __init__(self, name: str) -> None:
@@ -61,12 +78,12 @@ class TarSource:
             raise QScoreError(f"{name}: expected images ({kinds}), found none in this tar file")
         self._keys = pa.array(samples, pa.string())
         self._members = pa.array([member.name for member in samples.values()], pa.string())
-        self._places = np.array([member[1:] for member in samples.values()])  # (n, 2): offset, size
-        self.labels = _agreed([labels.get(key) for key in samples])
+        self._places = np.array([(member.offset, member.size) for member in samples.values()])  # (n, 2): offset, size
+        self.labels = _agreed(labels)
         names = {label for label in self.labels or [] if isinstance(label, str)}
         self.class_names = sorted(names) or None
         self._stem = name.rpartition("/")[2] if is_uri(name) else Path(name).name
-        self._stem = self._stem.removesuffix(".tar")
+        self._stem = re.sub(r"\.tar$", "", self._stem, flags=re.IGNORECASE)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,30 +113,70 @@ class TarSource:
         return f"{self.name}#{self._members[index].as_py()}"
 
 
-def _list_samples(name: str) -> tuple[dict[str, _Member], dict[str, Label]]:
-    """Return images and labels by the key of their sample."""
-    samples: dict[str, _Member] = {}
-    labels: dict[str, tuple[int, Label]] = {}
-    dotted: dict[str, None] = {}
+def _list_samples(name: str) -> tuple[dict[str, _Member], list[Label]]:
+    """Return the images by their samples' keys, and their labels; warn of each kind of image that is left out."""
+    images: dict[str, _Image] = {}
+    left_out: Counter[str] = Counter()
+    labels = _Labels(name)
     for member, read in _iter_members(name):
         folder, slash, file = member.name.rpartition("/")
-        if file.startswith("."):
-            continue
         stem, _, ending = file.partition(".")
         key, ending = folder + slash + stem, ending.lower()
-        if ending in EXTENSIONS:
-            if key not in samples or samples[key].name == member.name:  # appended again: the later one counts
-                samples[key] = member
-        elif ending.rpartition(".")[2] in EXTENSIONS:
-            dotted[key] = None
-        elif ending in LABEL_ENDINGS:
-            rank = LABEL_ENDINGS.index(ending)
-            if key not in labels or rank <= labels[key][0]:
-                labels[key] = rank, _parse_label(read(), ending, f"{name}#{member.name}")
-    lost = len(dotted.keys() - samples.keys())
-    if lost:
-        log.warning("%s: left out %s samples without an image named KEY.ENDING", name, f"{lost:,}")
-    return samples, {key: label for key, (_, label) in labels.items()}
+        if ending.rpartition(".")[2] in EXTENSIONS:
+            reason = "are hidden files" if not stem else member.trouble
+            if reason is None and member.name in images:
+                left_out["were replaced by a later one of the same name"] += 1
+            if reason is None:
+                images[member.name] = _Image(member, key, ending in EXTENSIONS)
+            elif not file.startswith("._"):  # what macOS puts beside each file is no image
+                left_out[reason] += 1
+        elif ending in LABEL_ENDINGS and stem and member.trouble is None:
+            labels.add(key, ending, read, member.size)
+    plain = {image.key for image in images.values() if image.plain}
+    kept = [image for image in images.values() if image.plain or image.key not in plain]
+    left_out["stand beside an image named KEY.ENDING, as masks do"] += len(images) - len(kept)
+    per_key = Counter(image.key for image in kept)
+    shared = sum(count for count in per_key.values() if count > 1)
+    if shared:
+        log.warning("%s: %s images share a key with others: each is a sample, its name the id", name, f"{shared:,}")
+    for reason, count in left_out.items():
+        if count:
+            log.warning("%s: left out %s images that %s", name, f"{count:,}", reason)
+    samples = {image.key if per_key[image.key] == 1 else image.member.name: image.member for image in kept}
+    found = labels.finish()
+    return samples, [found.get(image.key) for image in kept]
+
+
+class _Labels:
+    """Labels by key: of ``.cls`` before ``.json`` before ``.txt``; a later member of a kind replaces an earlier."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._found: dict[str, dict[str, Label]] = {ending: {} for ending in LABEL_ENDINGS}
+        self._ignored: Counter[str] = Counter()
+
+    def add(self, key: str, ending: str, read: Callable[[], bytes], size: int) -> None:
+        """Take the label of a member, if it holds one."""
+        if ending == "txt" and self._ignored["txt"]:
+            return  # there is a caption already: none of them is a label
+        locator = f"{self._name}#{key}.{ending}"
+        label = None if size > LARGEST_LABEL else PARSERS[ending](read(), locator)
+        if isinstance(label, _NoLabel) or size > LARGEST_LABEL:
+            self._ignored[ending] += 1
+            self._found[ending].pop(key, None)
+        else:
+            self._found[ending][key] = label
+
+    def finish(self) -> dict[str, Label]:
+        """Return the labels, and note what was ignored."""
+        for ending in ("cls", "json"):
+            if self._ignored[ending]:
+                count = f"{self._ignored[ending]:,}"
+                log.warning("%s: ignored %s .%s files whose label is no %s", self._name, count, ending, KINDS[ending])
+        if self._ignored["txt"]:
+            log.warning("%s: ignored the .txt files: not each of them is an integer, so they are captions", self._name)
+            self._found["txt"].clear()
+        return {key: label for ending in reversed(LABEL_ENDINGS) for key, label in self._found[ending].items()}
 
 
 def _iter_members(name: str) -> Iterator[tuple[_Member, Any]]:
@@ -135,9 +192,11 @@ def _iter_members(name: str) -> Iterator[tuple[_Member, Any]]:
                     raise tarfile.ReadError("its members overlap")
                 end = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                if info.isreg() and not info.issparse():
-                    member = _Member(_clean(info.name), info.offset_data, info.size)
-                    yield member, partial(_read_label, file, member, name)
+                if not info.isdir():
+                    trouble = _trouble(info)
+                    path = info.name if trouble else _clean(info.name)
+                    member = _Member(path, info.offset_data, info.size, trouble)
+                    yield member, partial(_read_label, file, member)
             file.seek(tar.offset)
             if file.read(BLOCK).strip(b"\0"):  # tarfile takes a damaged header for the end
                 raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
@@ -151,6 +210,16 @@ def _iter_members(name: str) -> Iterator[tuple[_Member, Any]]:
         ) from error
 
 
+def _trouble(info: tarfile.TarInfo) -> str | None:
+    if info.islnk():
+        return "are hard links"
+    if info.issym():
+        return "are symbolic links"
+    if info.issparse():
+        return "are stored as sparse files"
+    return None if info.isreg() else "are no regular files"
+
+
 def _clean(name: str) -> str:
     try:
         name.encode()
@@ -159,28 +228,46 @@ def _clean(name: str) -> str:
     return name.removeprefix("./")
 
 
-def _read_label(file: Any, member: _Member, name: str) -> bytes:
-    if member.size > LARGEST_LABEL:
-        raise QScoreError(f"{name}#{member.name}: expected a label, got {member.size:,} bytes")
+def _read_label(file: Any, member: _Member) -> bytes:
     file.seek(member.offset)
     content: bytes = file.read(member.size)
     return content
 
 
-def _parse_label(content: bytes, ending: str, name: str) -> Label:
+@final
+class _NoLabel:
+    """Stands for content that is something else than a label; None means that there is no label."""
+
+
+def _parse_class(content: bytes, locator: str) -> Label | _NoLabel:
     try:
         text = content.decode().strip()
-        if ending != "json":
-            value: Any = int(text) if ending == "cls" and text.removeprefix("-").isdecimal() else text or None
-        else:
-            value = json.loads(text)
-            if isinstance(value, dict):
-                value = next((value[key] for key in JSON_KEYS if key in value), None)
+    except ValueError as error:
+        raise QScoreError(f"{locator}: cannot read this label: {one_line(error)}") from error
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return text or None if text.isprintable() and len(text) <= LONGEST_NAME else _NoLabel()
+
+
+def _parse_json(content: bytes, locator: str) -> Label | _NoLabel:
+    try:
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
-        raise QScoreError(f"{name}: cannot read this label: {one_line(error)}") from error
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise QScoreError(f"{name}: expected a label, an integer or a string, got {type(value).__name__}")
-    return value
+        raise QScoreError(f"{locator}: cannot read this label: {one_line(error)}") from error
+    if isinstance(value, dict):
+        value = next((value[key] for key in JSON_KEYS if key in value), None)
+    if isinstance(value, str) or value is None:
+        return value
+    fits = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return value if fits else _NoLabel()
+
+
+def _parse_text(content: bytes, _locator: str) -> Label | _NoLabel:
+    text = content.decode(errors="replace").strip()
+    return int(text) if INTEGER.fullmatch(text) else _NoLabel()
+
+
+PARSERS = {"cls": _parse_class, "json": _parse_json, "txt": _parse_text}
 
 
 def _agreed(labels: list[Label]) -> list[Label] | None:
