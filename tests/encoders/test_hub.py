@@ -179,7 +179,7 @@ def test_layers(tmp_path):
         ("config.json", "{", "config.json is damaged"),
         ("config.json", "{}", "could not be loaded"),
         ("config.json", '{"model_type": "no_such_thing"}', "could not be loaded"),
-        ("config.json", '{"model_type": "bert"}', "could not be loaded|does not fill|does not accept"),
+        ("config.json", '{"model_type": "bert"}', "a network of type 'bert' .*: expected one of"),
         ("config.json", '{"architecture": "no_such_thing"}', "could not be loaded"),
         ("config.json", "[]", "could not be loaded"),
         ("preprocessor_config.json", "{", "could not be loaded"),
@@ -301,3 +301,57 @@ def test_timm_directories_convert_or_are_refused(tmp_path):
     with pytest.raises(QScoreError, match="would not give the same representations"):
         convert_encoder(load_encoder(tmp_path), tmp_path / "d.safetensors")
     assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_timm_directories_never_load_in_part(tmp_path):
+    """timm is not strict where the numbers of classes differ."""
+    settings = {"num_classes": 1000, "classifier": "fc", "first_conv": "conv1", "input_size": [3, 64, 64]}
+    settings |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 1.0, "interpolation": "bilinear"}
+    config = {"num_classes": 1000, "model_args": {"num_classes": 10}, "pretrained_cfg": settings}
+    network = timm_directory(tmp_path, **config)
+    network.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    encoder = load_encoder(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(encoder(x), network(x))
+    damage(tmp_path, lambda w: {key: value for key, value in w.items() if not key.startswith("layer4.")})
+    with pytest.raises(QScoreError, match="layer4"):
+        load_encoder(tmp_path)
+
+
+def test_timm_directories_read_their_one_file(tmp_path):
+    network = timm_directory(tmp_path)
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "x.safetensors")
+    with pytest.raises(QScoreError, match=r"expected model.safetensors beside config.json"):
+        load_encoder(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused_in_directories(tmp_path):
+    save(tmp_path)
+    damage(tmp_path, lambda w: {key: value.fill_(float("nan")) for key, value in w.items()})
+    with pytest.raises(QScoreError, match="infinite or not a number"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "dpt", "use_pretrained_backbone": True, "backbone": "a/b"}, "a network of type 'dpt'"),
+        ({"model_type": "timm_backbone", "backbone": "local-dir:/"}, "a network of type 'timm_backbone'"),
+        ({"use_pretrained_backbone": True, "backbone": "a/b"}, "name another network: "),
+        ({"num_hidden_layers": 100_000}, "ask for num_hidden_layers=100000: too many"),
+        ({"hidden_size": 1 << 24}, "do not fit|cannot be used"),
+    ],
+)
+def test_settings_in_a_file_of_ours_reach_nothing_else(tmp_path, monkeypatch, change, message):
+    (tmp_path / "source").mkdir()
+    file = convert_encoder(load_encoder(save(tmp_path / "source")), tmp_path / "e.safetensors")
+    with safetensors.safe_open(file, framework="pt") as archive:
+        record = json.loads(archive.metadata()["qscore"])
+    tensors = safetensors.torch.load_file(file)
+    record["config"] |= change
+    safetensors.torch.save_file(tensors, file, metadata={"qscore": json.dumps(record)})
+    monkeypatch.setattr("socket.socket.connect", None)
+    with pytest.raises(QScoreError, match=message):
+        load_encoder(file)

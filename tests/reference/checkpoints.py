@@ -190,10 +190,10 @@ LAYOUTS = {
             "phase_idx": 3,
         },
         "VISSL",
-        "simclr",
+        None,
     ),
     "simclr-vissl-model": Layout(
-        narrow, lambda w: {"model_state_dict": prefixed(w, "_feature_blocks.") | mlp("heads.", 0)}, "VISSL", "simclr"
+        narrow, lambda w: {"model_state_dict": prefixed(w, "_feature_blocks.") | mlp("heads.", 0)}, "VISSL", None
     ),
     "simclr-bolts": Layout(
         narrow,
@@ -248,6 +248,7 @@ LAYOUTS = {
         },
         "DINO teacher",
         "dino",
+        interpolation="bicubic",
     ),
     "dino-full-student": Layout(
         narrow,
@@ -255,8 +256,11 @@ LAYOUTS = {
         "DINO student",
         "dino",
         ask="DINO student",
+        interpolation="bicubic",
     ),
-    "dino-full-bare": Layout(narrow, lambda w: {"teacher": w, "student": noise(w)}, "DINO teacher", "dino"),
+    "dino-full-bare": Layout(
+        narrow, lambda w: {"teacher": w, "student": noise(w)}, "DINO teacher", "dino", interpolation="bicubic"
+    ),
     "simsiam": Layout(
         narrow,
         lambda w: {
@@ -339,7 +343,7 @@ LAYOUTS = {
         },
         "MoCo v3",
         "moco",
-        **ViT,
+        **(ViT | {"interpolation": "bilinear"}),
     ),
     "dino-vit": Layout(small_vit, dict, "DINO ViT", "dino", **ViT),
     "dino-vit-full": Layout(

@@ -9,7 +9,7 @@ import typer
 
 from qscore import __version__
 from qscore._validate import QScoreError, nearest, require
-from qscore.cli.encoder_verbs import Layer, Method, StemPadding, Tokens, encoder_app, load
+from qscore.cli.encoder_verbs import Heads, Layer, Method, Normalisation, StemPadding, Tokens, encoder_app, load
 from qscore.cli.tables import representation, score_summary, verdict
 from qscore.cli.verb import Outcome, verb
 
@@ -144,6 +144,8 @@ def embed(
     layer: Layer = None,
     tokens: Tokens = None,
     stem_padding: StemPadding = None,
+    heads: Heads = None,
+    preprocessing: Normalisation = None,
     views: Annotated[
         int, typer.Option(min=0, max=127, help="Augmented views of each image, for a second table, OUT-views.")
     ] = 0,
@@ -177,7 +179,15 @@ def embed(
 
     run(
         open_images(images),  # before the encoder, which may have to be fetched
-        load(encoder, method=method, layer=layer, tokens=tokens, stem_padding=stem_padding),
+        load(
+            encoder,
+            method=method,
+            layer=layer,
+            tokens=tokens,
+            stem_padding=stem_padding,
+            heads=heads,
+            preprocessing=preprocessing,
+        ),
         out,
         views=views,
         seed=seed,

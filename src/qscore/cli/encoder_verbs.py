@@ -12,7 +12,7 @@ from qscore.cli.verb import Outcome, verb
 if TYPE_CHECKING:
     from qscore.encoders import Encoder
 
-__all__ = ["Layer", "Method", "StemPadding", "Tokens", "encoder_app", "load"]
+__all__ = ["Heads", "Layer", "Method", "Normalisation", "StemPadding", "Tokens", "encoder_app", "load"]
 
 logger = logging.getLogger(__name__)
 encoder_app = typer.Typer()
@@ -43,6 +43,16 @@ StemPadding = Annotated[
     int | None,
     typer.Option(min=1, max=2, help="Padding of a 3x3 stem, which no file tells.", show_default="its format's"),
 ]
+Heads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Attention heads of a vision transformer, which no file tells.", show_default="its format's"
+    ),
+]
+Normalisation = Annotated[
+    Literal["imagenet", "cifar", "zero-one", "minus-one-one"] | None,
+    typer.Option("--preprocessing", help="Mean and std of the encoder's input.", show_default="its publisher's"),
+]
 
 
 @encoder_app.command()
@@ -53,6 +63,8 @@ def inspect(
     layer: Layer = None,
     tokens: Tokens = None,
     stem_padding: StemPadding = None,
+    heads: Heads = None,
+    preprocessing: Normalisation = None,
 ) -> Outcome:
     """Say what an encoder is: its format, method, architecture and preprocessing, and what was left out.
 
@@ -61,7 +73,10 @@ def inspect(
     require("torch", "vision")
     from qscore.encoders import load_encoder, summarise
 
-    encoder = load_encoder(checkpoint, method=method, layer=layer, tokens=tokens, stem_padding=stem_padding)
+    readout = {"layer": layer, "tokens": tokens}
+    encoder = load_encoder(
+        checkpoint, method=method, **readout, stem_padding=stem_padding, heads=heads, preprocessing=preprocessing
+    )
 
     data = encoder.source.to_json() | {
         "dim": encoder.dim,
@@ -81,13 +96,18 @@ def convert(
     layer: Layer = None,
     tokens: Tokens = None,
     stem_padding: StemPadding = None,
+    heads: Heads = None,
+    preprocessing: Normalisation = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
 ) -> Outcome:
     """Write a checkpoint by others as one safetensors file that knows its architecture and preprocessing.
 
     Example:  qscore convert moco_v2_800ep_pretrain.pth.tar --out moco.safetensors
     """
-    encoder = load(checkpoint, method=method, layer=layer, tokens=tokens, stem_padding=stem_padding)
+    readout = {"layer": layer, "tokens": tokens}
+    encoder = load(
+        checkpoint, method=method, **readout, stem_padding=stem_padding, heads=heads, preprocessing=preprocessing
+    )
     from qscore.encoders import convert_encoder
 
     path = convert_encoder(encoder, out, overwrite=overwrite)

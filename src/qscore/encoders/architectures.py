@@ -46,7 +46,7 @@ def find_family(keys: list[str]) -> str | None:
 
 
 def infer_architecture(
-    family: str, tensors: Mapping[str, Tensor], *, cifar_padding: int | None, same: bool, heads: Mapping[int, int]
+    family: str, tensors: Mapping[str, Tensor], *, cifar_padding: int | None, same: bool, heads: int
 ) -> str:
     """Return the name for `build_backbone` of the network that the tensors are the state dict of.
 
@@ -57,7 +57,7 @@ def infer_architecture(
     tensors : mapping of str to Tensor
         By our keys; one missing or wrong does not mislead.
     cifar_padding, same, heads
-        What no weight tells: padding of a 3x3 stem, TensorFlow's padding, attention heads by width.
+        What no weight tells: padding of a 3x3 stem, TensorFlow's padding, attention heads.
 
     Raises
     ------

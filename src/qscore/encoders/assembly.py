@@ -10,7 +10,7 @@ from qscore.encoders.backbones import build_backbone
 from qscore.encoders.encoder import Encoder, Source
 from qscore.encoders.readout import read_out
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "refuse_infinite"]
 
 COUNTER = "num_batches_tracked"  # of training steps; evaluation ignores it, and old files lack it
 NAMED = 4
@@ -42,27 +42,39 @@ def assemble(
     Raises
     ------
     QScoreError
-        If any key is missing, left over, or of another shape.
+        If any key is missing, left over, or of another shape, or any value is infinite or not a number.
     """
-    network = _skeleton(source)
+    with torch.device("meta"):  # without memory for the weights, until the file is known to fill it
+        network = _build(source, len(tensors))
     originals = originals or {}
     _check_fit(tensors, network, f"{name}: the weights do not fit {source.architecture}", originals, surplus)
+    refuse_infinite({originals.get(key, key): tensor for key, tensor in tensors.items()}, name)
+    if {buffer for buffer, _ in network.named_buffers()} - set(network.state_dict()):  # computed, and in no file
+        with torch.random.fork_rng(devices=[]):  # loading a network must not change the caller's random numbers
+            network = _build(source, len(tensors))
     _fill(network, tensors)
     return Encoder(read_out(network, layer=source.layer, tokens=source.tokens), source)
 
 
-def _skeleton(source: Source) -> nn.Module:
-    """Build the network without memory for its weights, unless it computes buffers that no file holds."""
-    if source.config is not None:
-        from qscore.encoders.hub import build_from_config
+def refuse_infinite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights that are infinite or not a number: every representation would be one, or silently clipped.
 
-        return build_from_config(source.config)
-    with torch.device("meta"):
-        network = build_backbone(source.architecture)
-    if {name for name, _ in network.named_buffers()} - set(network.state_dict()):
-        with torch.random.fork_rng(devices=[]):  # loading a network must not change the caller's random numbers
-            return build_backbone(source.architecture)
-    return network
+    Raises
+    ------
+    QScoreError
+        If there are any, naming the first key.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise QScoreError(f"{name}: {key!r} holds values that are infinite or not a number; the file is damaged")
+
+
+def _build(source: Source, n_tensors: int) -> nn.Module:
+    if source.config is None:
+        return build_backbone(source.architecture)
+    from qscore.encoders.hub import build_from_config
+
+    return build_from_config(source.config, at_most=n_tensors)
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ def _serialise(state_dict: Mapping[str, Tensor], text: str) -> bytes:
 
 
 def load_checkpoint(
-    path: Path, *, layer: str | None = None, tokens: str | None = None, preprocessing: Preprocessing | None = None
+    path: Path, *, layer: str | None = None, tokens: str | None = None, preprocessing: Preprocessing | str | None = None
 ) -> Encoder:
     """Load what `save_encoder` or `convert_encoder` wrote, from the file or its directory.
 
@@ -171,7 +171,7 @@ def load_checkpoint(
         raise QScoreError(f"{file}: expected an {WEIGHTS}, got a file that is damaged or of another kind") from error
     record = _parse(metadata.get(METADATA_KEY), file)
     as_saved = layer is None and tokens is None and preprocessing is None
-    preprocessing = preprocessing or Preprocessing.from_json(record["preprocessing"])
+    preprocessing = Preprocessing.from_json(record["preprocessing"]).overruled(preprocessing)
     readout = (record.get("layer"), record.get("tokens")) if (layer, tokens) == (None, None) else (layer, tokens)
     architecture, config = record["architecture"], record.get("config")
     source = Source(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from qscore._validate import QScoreError, nearest
 from qscore.encoders.architectures import FAMILIES, find_family, infer_architecture
 from qscore.encoders.formats import FORMATS, IMAGENET_MEAN, IMAGENET_STD, TITLES, Format
 from qscore.encoders.preprocessing import Preprocessing
+from qscore.encoders.vits import usual_heads
 
 __all__ = ["Candidate", "choose", "find_candidates", "name_methods"]
 
@@ -60,7 +62,7 @@ class Candidate:
         return f"{self.architecture}, {inputs}"
 
 
-def find_candidates(tree: Any, *, stem_padding: int | None = None) -> list[Candidate]:
+def find_candidates(tree: Any, *, stem_padding: int | None = None, heads: int | None = None) -> list[Candidate]:
     """Read a file as every format that it fits has it.
 
     Parameters
@@ -69,6 +71,8 @@ def find_candidates(tree: Any, *, stem_padding: int | None = None) -> list[Candi
         What the file holds.
     stem_padding : int, optional
         Padding of a 3x3 stem, where the format does not settle it or is overruled.
+    heads : int, optional
+        Attention heads of a vision transformer, likewise.
     """
     states = {path: _state_dict(tree, path) for row in FORMATS for path in row.containers}
     return [
@@ -76,7 +80,7 @@ def find_candidates(tree: Any, *, stem_padding: int | None = None) -> list[Candi
         for row in FORMATS
         for path in row.containers
         if (state := states[path])
-        for candidate in _read_as(row, path, state, stem_padding)
+        for candidate in _read_as(row, path, state, stem_padding, heads)
     ]
 
 
@@ -102,6 +106,9 @@ def choose(candidates: list[Candidate], method: str | None, hints: tuple[str, ..
     asked = [candidate for candidate in fitting if _is_asked_for(candidate.format, method)]
     named = [candidate for candidate in asked if method and candidate.format.name.casefold() == method.casefold()]
     asked = named or asked
+    if not asked and method is None:
+        texts = ", ".join(dict.fromkeys(f"--method {c.format.name!r}" for c in fitting))
+        raise QScoreError(f"this file may be {_list(fitting)}, which is read only when asked for: give {texts}")
     if not asked:
         options = sorted({name for c in fitting for name in (*c.format.methods, c.format.name)})
         hint = nearest(method or "", options)
@@ -115,8 +122,8 @@ def choose(candidates: list[Candidate], method: str | None, hints: tuple[str, ..
 def name_methods(chosen: list[Candidate], method: str | None) -> str | None:
     """Return the method of candidates that behave alike; ``"unknown (A or B)"`` where it may be several."""
     methods = list(dict.fromkeys(name for candidate in chosen for name in candidate.format.methods))
-    if method in methods:
-        return method
+    if method and method.casefold() in TITLES and not (methods and method.casefold() not in methods):
+        return method.casefold()
     if not methods or not all(candidate.format.methods for candidate in chosen):
         return None
     if len(methods) == 1:
@@ -137,13 +144,25 @@ def _is_asked_for(row: Format, method: str | None) -> bool:
 
 def _list(candidates: list[Candidate]) -> str:
     texts: dict[str, dict[str, None]] = {}
+    several = len({candidate.container for candidate in candidates}) > 1
     for candidate in candidates:
-        texts.setdefault(candidate.description, {})[candidate.format.name] = None
+        where = f", at {_place(candidate)}" * several
+        texts.setdefault(candidate.description + where, {})[candidate.format.name] = None
     return ", ".join(f"{' or '.join(names)} ({description})" for description, names in texts.items())
 
 
+def _place(candidate: Candidate) -> str:
+    return ".".join(candidate.container) or "the top"
+
+
 def _cure(asked: list[Candidate]) -> str:
-    """Name the option that settles it: the stem's padding, the method, or the format's name."""
+    """Name the option that settles it: the stem's padding, the heads, the method, or the format's name."""
+    if len({c.format for c in asked}) < len({(c.format, c.container) for c in asked}):
+        places = " and ".join(dict.fromkeys(map(_place, asked)))
+        return f"it holds encoders at {places}: save the one that you mean in a file of its own"
+    numbers = dict.fromkeys(found[1] for c in asked if (found := re.search(r"^vit:.*-h(\d+)-", c.architecture)))
+    if len(numbers) > 1 and len({c.preprocessing for c in asked}) == 1:
+        return f"give its number of attention heads with heads= or --heads ({' or '.join(numbers)})"
     paddings = {candidate.architecture: candidate for candidate in asked if "-cifar" in candidate.architecture}
     stems = "stem_padding= or --stem-padding (solo-learn's is 2, most others' 1)"
     if len(paddings) > 1 and len({candidate.preprocessing for candidate in asked}) == 1:
@@ -172,7 +191,11 @@ def _state_dict(tree: Any, path: tuple[str, ...]) -> dict[str, tuple[str, Tensor
 
 
 def _read_as(
-    row: Format, path: tuple[str, ...], state: Mapping[str, tuple[str, Tensor]], stem_padding: int | None
+    row: Format,
+    path: tuple[str, ...],
+    state: Mapping[str, tuple[str, Tensor]],
+    stem_padding: int | None,
+    heads: int | None,
 ) -> Iterator[Candidate]:
     has = [any(re.match(mark, key) for key in state) for mark in (*row.marks, *row.without)]
     if not all(has[: len(row.marks)]) or any(has[len(row.marks) :]):
@@ -192,11 +215,17 @@ def _read_as(
     if family is None or family not in row.families:
         return
     rename = FAMILIES[family].rename
-    tensors = {rename(key): tensor for key, (_, tensor) in inside.items()}
-    originals = {rename(key): original for key, (original, _) in inside.items()}
+    tensors: dict[str, Tensor] = {}
+    originals: dict[str, str] = {}
+    for key, (original, tensor) in inside.items():
+        ours = rename(key)
+        if ours in tensors:
+            raise QScoreError(f"{originals[ours]!r} and {original!r} are two names of the same weights, {ours!r}")
+        tensors[ours], originals[ours] = tensor, original
     reasons = {reason: tuple(keys) for reason, keys in dropped.items()}
-    for padding in _paddings(row, family, tensors, stem_padding):
-        architecture = infer_architecture(family, tensors, cifar_padding=padding, same=row.same, heads=dict(row.heads))
+    paddings, numbers = _paddings(row, family, tensors, stem_padding), _heads(row, family, tensors, heads)
+    for padding, number in product(paddings, numbers):
+        architecture = infer_architecture(family, tensors, cifar_padding=padding, same=row.same, heads=number)
         preprocessing = row.preprocessing(family, CIFAR_SIDE if padding else _native_side(architecture))
         yield Candidate(row, path, architecture, preprocessing, tensors, originals, reasons, tuple(surplus))
 
@@ -209,6 +238,12 @@ def _paddings(row: Format, family: str, tensors: Mapping[str, Tensor], asked: in
         return ()
     settled = asked or row.cifar_padding
     return PADDINGS if settled is None else (settled,)
+
+
+def _heads(row: Format, family: str, tensors: Mapping[str, Tensor], asked: int | None) -> tuple[int, ...]:
+    if family != "vit":
+        return (1,)
+    return (asked,) if asked else usual_heads(tensors, settled=dict(row.heads))
 
 
 def _native_side(architecture: str) -> int:

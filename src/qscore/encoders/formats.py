@@ -62,7 +62,9 @@ class Format:
     same: bool = False
     """Whether every convolution and pooling was trained with TensorFlow's "SAME" padding."""
     heads: tuple[tuple[int, int], ...] = ()
-    """Pairs of width and attention heads, where there is not one head for every 64 features."""
+    """Pairs of width and attention heads, where the format settles what networks of this width have by turns."""
+    note: str = ""
+    """What a user should know who has this file."""
     only_on_request: bool = False
     """Whether ``method=`` must name it."""
 
@@ -73,6 +75,7 @@ class Format:
         return Preprocessing(crop, resize, interpolation=interpolation, mean=self.mean, std=self.std)
 
 
+SMALL = ((384, 6),)
 FLAT = Format("a bare ResNet", without=(r"fc\.", r"projection_head\.", r"prototypes\."))
 CLASSIFIED = Format("a bare ResNet with fc", marks=(r"fc\.weight",), drop=((r"fc\.(weight|bias)", CLASSIFIER),))
 # Lightning modules keep what they like beside the encoder.
@@ -80,20 +83,23 @@ LIGHTNING = Format(
     "Lightning module",
     containers=((), ("state_dict",)),
     prefix="backbone.",
-    without=(r"classifier\.", r"momentum_(backbone|projector|classifier|head)\."),
+    without=(r"classifier\.",),
     drop=(
         (r"(teacher|student|key)_backbone|backbone_momentum|(target|momentum)_(encoder|backbone)", TEACHER),
         (r"(?!backbone\.)", HEAD),
     ),
     families=("resnet", "vit", "convnext"),
 )
+OF_SOLO = r"projector\.|momentum_|prototypes|queue"  # beside its classifier
+CLASSIFIED_LIGHTNING = replace(LIGHTNING, marks=(r"classifier\.",), without=(OF_SOLO,))
 SOLO = replace(
     LIGHTNING,
     name="solo-learn",
     methods=("simclr", "vicreg", "barlow"),
-    marks=(r"classifier\.|projector\.|momentum_(backbone|encoder|projector)\.",),
+    marks=(r"classifier\.", OF_SOLO),
     drop=((r"momentum_", MOMENTUM), (r"queue", QUEUE), (r"(?!backbone\.)", HEAD)),
     cifar_padding=2,
+    heads=SMALL,
 )
 DINO_HEAD, MOMENTUM_NETWORK = r"(momentum_)?head\.|dino_loss", r"momentum_(backbone|encoder)\."
 LIGHTLY = (r"projection_head\.", r"prediction_head\.", r"(teacher|student|key)_")
@@ -110,7 +116,8 @@ SOLO_METHODS = (
     _solo("dino", (DINO_HEAD,), ()),
     _solo("swav", (r"prototypes\.",), (DINO_HEAD,)),
     _solo("moco", (r"queue", MOMENTUM_NETWORK), (r"predictor\.", DINO_HEAD)),
-    _solo("byol", (r"predictor\.", MOMENTUM_NETWORK), (DINO_HEAD, r"prototypes\.")),
+    # Its MoCo v3 has the same parts, and in ViT-S twice the heads.
+    replace(_solo("byol", (r"predictor\.", MOMENTUM_NETWORK), (DINO_HEAD, r"prototypes\.")), heads=()),
     _solo("simsiam", (r"predictor\.",), (MOMENTUM_NETWORK, DINO_HEAD, r"prototypes\.")),
     _solo(None, (), (r"predictor\.", r"prototypes\.", DINO_HEAD, r"queue", MOMENTUM_NETWORK)),
     replace(_solo(None, (MOMENTUM_NETWORK,), (r"predictor\.", r"prototypes\.", DINO_HEAD, r"queue")), methods=()),
@@ -118,10 +125,13 @@ SOLO_METHODS = (
 
 
 def _before_renaming(row: Format) -> Format:
-    """Return a solo-learn row for its first releases, which said ``encoder.`` for ``backbone.``."""
+    """Return a row for solo-learn's first releases and their like, which said ``encoder.`` for ``backbone.``."""
     drop = (*row.drop[:-1], (r"(?!encoder\.)", HEAD))
     # SimSiam's and Lightning Bolts' files begin alike, but have other heads.
-    return replace(row, prefix="encoder.", drop=drop, without=(*row.without, r"encoder\.fc\."))
+    return replace(row, prefix="encoder.", drop=drop, without=(*row.without, r"encoder\.fc\.", r"projection\."))
+
+
+OLD_LIGHTNING = (replace(LIGHTNING, marks=(r"projector\.|momentum_",)), CLASSIFIED_LIGHTNING)
 
 
 VIT = Format(
@@ -129,6 +139,10 @@ VIT = Format(
     families=("vit",),
     without=(r"head\.weight", r".*\.ls1\.gamma", r"register_tokens"),
     drop=((r"mask_token", "mask token"), (r"head\.(mlp|last_layer)", HEAD)),
+)
+DINO_NOTE = (
+    "note: nothing tells DINO's file from a timm network without its classifier; if it is one that wants inputs in "
+    "[-1, 1], such as vit_small_patch16_224, give --preprocessing minus-one-one"
 )
 CONVNEXT = Format("a bare ConvNeXt", families=("convnext",))
 
@@ -141,7 +155,6 @@ FORMATS: tuple[Format, ...] = (
     replace(FLAT, name="Barlow Twins", methods=("barlow",)),
     Format(
         "VISSL",
-        ("simclr",),
         containers=(("classy_state_dict", "base_model", "model", "trunk"), *ANYWHERE),
         prefix="_feature_blocks.",
         drop=((r"heads\.", HEAD),),
@@ -200,6 +213,8 @@ FORMATS: tuple[Format, ...] = (
             prefix=prefix,
             drop=((r"(dino_|ibot_)?head\.", HEAD), (r".*mask_token", "mask token")),
             families=("resnet", "vit"),
+            interpolation="bicubic",
+            heads=SMALL,
             only_on_request=network == "student",
         )
         for network in ("teacher", "student")
@@ -208,6 +223,8 @@ FORMATS: tuple[Format, ...] = (
     *SOLO_METHODS,
     *map(_before_renaming, SOLO_METHODS),
     LIGHTNING,
+    CLASSIFIED_LIGHTNING,
+    *map(_before_renaming, OLD_LIGHTNING),
     replace(
         LIGHTNING,
         name="Lightning module, teacher",
@@ -226,11 +243,30 @@ FORMATS: tuple[Format, ...] = (
             (r"predictor\.", HEAD),
         ),
         families=("resnet", "vit"),
+        interpolation="bilinear",
         heads=((384, 12),),
     ),
-    replace(VIT, name="DINO ViT", methods=("dino",), containers=((),)),
+    # Of DINO's file, flat, every key is the encoder's.
+    replace(
+        VIT,
+        name="DINO ViT",
+        methods=("dino",),
+        containers=((),),
+        without=(*VIT.without, r"mask_token", r"head\."),
+        drop=(),
+        heads=SMALL,
+        note=DINO_NOTE,
+    ),
+    replace(VIT, containers=((),), marks=(r"mask_token|head\.",)),
     replace(VIT, containers=ANYWHERE[1:]),
-    replace(VIT, name="DINOv2", methods=("dinov2",), without=(r"head\.weight",), marks=(r".*\.ls1\.gamma",)),
+    replace(
+        VIT,
+        name="DINOv2",
+        methods=("dinov2",),
+        without=(r"head\.weight",),
+        marks=(r".*\.ls1\.gamma",),
+        heads=SMALL,
+    ),
     replace(
         VIT,
         name="supervised ViT",
@@ -238,6 +274,7 @@ FORMATS: tuple[Format, ...] = (
         marks=(r"head\.weight",),
         without=(),
         drop=((r"head\.(weight|bias)", CLASSIFIER),),
+        heads=SMALL,
     ),
     replace(
         VIT,
@@ -246,6 +283,7 @@ FORMATS: tuple[Format, ...] = (
         marks=(r"head\.weight",),
         without=(),
         drop=((r"head\.(weight|bias)", CLASSIFIER),),
+        heads=SMALL,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     ),

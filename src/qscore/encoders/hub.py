@@ -1,12 +1,15 @@
 """Networks by Hugging Face's transformers: a vision tower, read as this package reads timm's."""
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from qscore._files import sha256
@@ -19,6 +22,16 @@ __all__ = ["Tower", "build_from_config", "load_hugging_face", "to_preprocessing"
 WEIGHTS = "model.safetensors"
 RESCALE = 1 / 255
 MASKS_AT_RANDOM = ("vit_mae", "videomae")
+KINDS = {
+    *("beit", "bit", "chinese_clip", "chinese_clip_vision_model", "clip", "clip_vision_model", "convnext"),
+    *("convnextv2", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "dinov3_convnext", "dinov3_vit"),
+    *("efficientnet", "focalnet", "ijepa", "levit", "mobilenet_v1", "mobilenet_v2", "mobilevit", "poolformer", "pvt"),
+    *("pvt_v2", "regnet", "resnet", "segformer", "siglip", "siglip_vision_model", "swin", "swinv2", "vit", "vit_msn"),
+}
+OF_REPEATS = re.compile(r"layers|depth|blocks|stages|repeats")  # settings that say how often a part is built
+OF_OTHERS = re.compile(r"backbone|timm")  # settings that fetch or open another network
+CONFIGS = 3  # one name may stand in those of text, vision and both
+OF_RUNNING = ("attn_implementation", "_attn_implementation", "quantization_config", "auto_map", "_name_or_path")
 
 
 class Tower(nn.Module):
@@ -86,6 +99,10 @@ def load_hugging_face(name: str) -> tuple[nn.Module, Source]:
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.model_type in MASKS_AT_RANDOM:
         raise QScoreError(f"{config.model_type} hides random patches; save its encoder as a plain ViT")
+    _check_kind(config.to_dict())
+    if Path(name, WEIGHTS).is_file():
+        with safe_open(Path(name, WEIGHTS), framework="pt") as archive:
+            _check_repeats(config.to_dict(), len(archive.keys()))
     processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     preprocessing = to_preprocessing(processor.to_dict())
     model, info = _load_quietly(transformers, name)
@@ -133,23 +150,63 @@ def _load_quietly(transformers: Any, name: str) -> tuple[nn.Module, dict[str, An
     return model, info
 
 
-def build_from_config(config: Mapping[str, Any]) -> nn.Module:
-    """Build a randomly initialised tower from its settings.
+def build_from_config(config: Mapping[str, Any], *, at_most: int) -> nn.Module:
+    """Build a randomly initialised tower from its settings, which may come from anyone.
+
+    Parameters
+    ----------
+    config : mapping
+        What a tower's ``config.to_dict()`` returned.
+    at_most : int
+        No part may be repeated more often than that: the number of tensors there are to fill it.
 
     Raises
     ------
     QScoreError
-        If the settings are of no model that transformers knows.
+        If the settings are of no model that is supported, name another network, or ask for more parts.
     """
+    _check_kind(config)
+    _check_repeats(config, at_most)
     transformers = require("transformers", "hf")
     try:
-        settings = dict(config)
+        settings = {name: value for name, value in config.items() if name not in OF_RUNNING}
         made = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.random.fork_rng(devices=[]):
             return Tower(transformers.AutoModel.from_config(made, trust_remote_code=False).float())
     except Exception as error:  # transformers raises nearly anything for settings that do not fit together
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise QScoreError(f"the settings of a network from Hugging Face cannot be used: {reason}") from error
+
+
+def _check_kind(config: Mapping[str, Any]) -> None:
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise QScoreError(f"a network of type {kind!r} from Hugging Face: expected one of {', '.join(sorted(KINDS))}")
+    for name, value in _flatten(config):
+        if OF_OTHERS.search(name) and value:
+            raise QScoreError(f"the settings of a network from Hugging Face name another network: {name}={value!r:.80}")
+
+
+def _check_repeats(config: Mapping[str, Any], at_most: int) -> None:
+    totals: Counter[str] = Counter()
+    for name, value in _flatten(config):
+        if OF_REPEATS.search(name) and isinstance(value, int | float):
+            totals[name] += value  # type: ignore[assignment]
+            if totals[name] > at_most * CONFIGS:
+                raise QScoreError(f"the settings of a network from Hugging Face ask for {name}={value}: too many")
+
+
+def _flatten(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Give the values in nested settings, each by the last name on its way, however deep."""
+    waiting = [("", settings)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(str(key), item) for key, item in value.items()]
+        elif isinstance(value, list | tuple):
+            waiting += [(name, item) for item in value]
+        else:
+            yield name, value
 
 
 def to_preprocessing(settings: Mapping[str, Any]) -> Preprocessing:

@@ -11,12 +11,14 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
 from qscore._files import sha256
 from qscore._validate import QScoreError, nearest
 from qscore.encoders import hub
+from qscore.encoders.assembly import refuse_infinite
 from qscore.encoders.backbones import LIBRARIES, drop_classifier
 from qscore.encoders.checkpoint import METADATA_KEY, WEIGHTS, load_checkpoint
 from qscore.encoders.encoder import Encoder, Source
@@ -38,7 +40,8 @@ def load_encoder(
     layer: str | None = None,
     tokens: str | None = None,
     stem_padding: int | None = None,
-    preprocessing: Preprocessing | None = None,
+    heads: int | None = None,
+    preprocessing: Preprocessing | str | None = None,
 ) -> Encoder:
     """Load a trained encoder, strictly: every weight is accounted for, or the file is refused.
 
@@ -60,8 +63,10 @@ def load_encoder(
         default what the network's authors use.
     stem_padding : {1, 2}, optional
         Padding of a 3x3 stem, which no file tells; by default that of its format, if it has one.
-    preprocessing : Preprocessing, optional
-        Use this instead of the publisher's.
+    heads : int, optional
+        Attention heads of a vision transformer, which no file tells; by default those of its format, if it has them.
+    preprocessing : Preprocessing or {"imagenet", "cifar", "zero-one", "minus-one-one"}, optional
+        Use this instead of the publisher's; a name stands for a mean and std, and leaves sizes and filter as they are.
 
     Returns
     -------
@@ -86,22 +91,25 @@ def load_encoder(
     >>> encoder.source.format, encoder.dim, encoder.source.dropped
     ('MoCo v2', 512, ('encoder_q.fc',))
     """
+    of_others = (method, stem_padding, heads)
     if isinstance(spec, Encoder):
-        _refuse_options("an encoder that is loaded already", (method, layer, tokens, stem_padding, preprocessing))
+        _refuse_options("an encoder that is loaded already", (layer, tokens, preprocessing, *of_others))
         return spec
     readout = {"layer": layer, "tokens": tokens}
     library, _, name = str(spec).partition(":")
     if library in PRETRAINED:
-        _refuse_options(f"'{library}:'", (method, stem_padding))
+        _refuse_options(f"'{library}:'", of_others)
         return _load_pretrained(library, name, readout, preprocessing)
     path = _existing_path(spec)
     if path.is_dir() and not Path(path, WEIGHTS).exists() and Path(path, CONFIG).is_file():
-        _refuse_options("a directory", (method, stem_padding))
+        _refuse_options("a directory", of_others)
         return _load_directory(path, readout, preprocessing)
     if path.is_dir() or METADATA_KEY in read_metadata(path):
-        _refuse_options("an encoder of this package's", (method, stem_padding))
+        _refuse_options("an encoder of this package's", of_others)
         return load_checkpoint(path, **readout, preprocessing=preprocessing)
-    return load_released(path, method=method, **readout, stem_padding=stem_padding, preprocessing=preprocessing)
+    return load_released(
+        path, method=method, **readout, stem_padding=stem_padding, heads=heads, preprocessing=preprocessing
+    )
 
 
 def _existing_path(spec: str | Path) -> Path:
@@ -122,7 +130,7 @@ def _existing_path(spec: str | Path) -> Path:
 
 def _refuse_options(what: str, options: tuple[Any, ...]) -> None:
     if any(option is not None for option in options):
-        raise QScoreError(f"{what} takes no such option: method and stem_padding are for checkpoints of others")
+        raise QScoreError(f"{what} takes no such option: method, stem_padding and heads are for checkpoints of others")
 
 
 def _hint(spec: str) -> str:
@@ -136,7 +144,7 @@ def _hint(spec: str) -> str:
 
 
 def _load_pretrained(
-    library: str, name: str, readout: dict[str, str | None], preprocessing: Preprocessing | None
+    library: str, name: str, readout: dict[str, str | None], preprocessing: Preprocessing | str | None
 ) -> Encoder:
     if library in LIBRARIES and not LIBRARIES[library].knows(name):
         hint = nearest(name, LIBRARIES[library].names())
@@ -147,19 +155,19 @@ def _load_pretrained(
     return _load(f"{library}:{name}", lambda: PRETRAINED[library](name), advice, readout, preprocessing)
 
 
-def _load_directory(path: Path, readout: dict[str, str | None], preprocessing: Preprocessing | None) -> Encoder:
-    if not any(path.glob("*.safetensors")):
-        raise QScoreError(
-            f"{path}: expected {hub.WEIGHTS} beside {CONFIG}; other weights are not read, as they may run code"
-        )
+def _load_directory(path: Path, readout: dict[str, str | None], preprocessing: Preprocessing | str | None) -> Encoder:
     try:
         config = json.loads(Path(path, CONFIG).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise QScoreError(f"{path}: {CONFIG} is damaged: {error}") from error
     by_timm = isinstance(config, dict) and "architecture" in config
-    load = _load_timm if by_timm else hub.load_hugging_face
-    name = f"local-dir:{path}" if by_timm else str(path)
-    return _load(str(path), lambda: load(name), f"check {CONFIG} and the weights", readout, preprocessing)
+    # Those of transformers may come in several files.
+    if not any(path.glob(hub.WEIGHTS if by_timm else "*.safetensors")):
+        raise QScoreError(
+            f"{path}: expected {hub.WEIGHTS} beside {CONFIG}; other weights are not read, as they may run code"
+        )
+    load = _load_timm_directory if by_timm else hub.load_hugging_face
+    return _load(str(path), lambda: load(str(path)), f"check {CONFIG} and the weights", readout, preprocessing)
 
 
 def _load(
@@ -167,12 +175,13 @@ def _load(
     load: Callable[[], tuple[nn.Module, Source]],
     advice: str,
     readout: dict[str, str | None],
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing | str | None,
 ) -> Encoder:
     try:
         # Building draws random weights first, and torch.hub announces downloads on standard output.
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
             backbone, source = load()
+            refuse_infinite(dict(backbone.named_parameters()), spec)
     except QScoreError as error:
         raise QScoreError(f"encoder '{spec}': {error}") from error
     except Exception as error:  # libraries, network and damaged files raise nearly anything
@@ -184,7 +193,7 @@ def _load(
         source,
         layer=readout["layer"],
         tokens=readout["tokens"],
-        preprocessing=preprocessing or source.preprocessing,
+        preprocessing=source.preprocessing.overruled(preprocessing),
     )
     return Encoder(read_out(backbone, layer=source.layer, tokens=source.tokens), source)
 
@@ -209,21 +218,44 @@ def _load_torchvision(name: str) -> tuple[nn.Module, Source]:
 
 def _load_timm(name: str) -> tuple[nn.Module, Source]:
     import timm  # slow to import, and often not needed
-    from timm.data.config import resolve_model_data_config
 
     model = timm.create_model(name, pretrained=True)  # num_classes=0 would load in part without a word
     model.reset_classifier(0)  # type: ignore[operator]
+    return model, _describe_timm(model, name)
+
+
+def _load_timm_directory(name: str) -> tuple[nn.Module, Source]:
+    import timm  # slow to import, and often not needed
+
+    # timm itself would read other files beside this one, and load in part where the number of classes differs.
+    model = timm.create_model(f"local-dir:{name}", pretrained=False)
+    before = set(model.state_dict())
+    model.reset_classifier(0)  # type: ignore[operator]
+    source = _describe_timm(model, name)
+    tensors = load_file(Path(name, hub.WEIGHTS))
+    filtered = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filtered is not None and not set(model.state_dict()) <= set(tensors):  # by other names than timm's
+        tensors = filtered(tensors, model)
+    head = before - set(model.state_dict())
+    classifiers = tuple(f"{classifier}." for classifier in source.dropped)
+    encoder = {key: t for key, t in tensors.items() if key not in head and not key.startswith(classifiers)}
+    model.load_state_dict(encoder, strict=True)
+    return model, source
+
+
+def _describe_timm(model: nn.Module, name: str) -> Source:
+    from timm.data.config import resolve_model_data_config
+
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     tag = f".{config['tag']}" if config.get("tag") else ""
     classifier = config.get("classifier") or ()
-    source = Source(
+    return Source(
         "timm",
         f"timm:{config['architecture']}{tag}",
         _timm_preprocessing(resolve_model_data_config(model), name),  # type: ignore[no-untyped-call]
         sha256=_sha256(_timm_file(config)),
         dropped=(classifier,) if isinstance(classifier, str) else tuple(classifier),
     )
-    return model, source
 
 
 def _timm_preprocessing(config: dict[str, Any], name: str) -> Preprocessing:
@@ -245,7 +277,7 @@ def _timm_file(config: dict[str, Any]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     if config.get("source") == "local-dir":
-        return Path(config["file"], "model.safetensors")
+        return Path(config["file"], hub.WEIGHTS)
     if config.get("hf_hub_id"):
         repository, _, revision = config["hf_hub_id"].partition("@")
         for filename in ("model.safetensors", "pytorch_model.bin"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ __all__ = ["Preprocessing"]
 Triple = tuple[float, float, float]
 LARGEST_SIDE = 4096
 INTERPOLATIONS = tuple(mode.value for mode in InterpolationMode)
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "zero-one": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "minus-one-one": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,24 @@ class Preprocessing:
         size = [side, side] if self.squash else [side]
         resized: Image.Image = functional.resize(image, size, InterpolationMode(self.interpolation))
         return resized
+
+    def overruled(self, by: "Preprocessing | str | None") -> "Preprocessing":
+        """Return what a caller wants in its place: another, this one with a mean and std that has a name, or this.
+
+        Raises
+        ------
+        QScoreError
+            If the name is none of ``imagenet``, ``cifar``, ``zero-one`` and ``minus-one-one``.
+        """
+        if not isinstance(by, str):
+            return by or self
+        if by not in NORMALISATIONS:
+            names = ", ".join(NORMALISATIONS)
+            raise QScoreError(
+                f"preprocessing {by!r}: expected a Preprocessing or one of {names}{nearest(by, NORMALISATIONS)}"
+            )
+        mean, std = NORMALISATIONS[by]
+        return replace(self, mean=mean, std=std)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold."""

@@ -21,7 +21,8 @@ FILE_HINTS = re.compile(
 )
 SETTINGS = ("hyper_parameters", "hparams", "args", "cfg", "config", "opt")
 TELLING = ("method", "name", "arch", "model", "backbone", "dataset")
-DEEPEST = 6
+DEEPEST, MOST_OBJECTS = 6, 10_000
+MOST_HEADS = 256
 OF_TRAINING = {"optimizer", "optimizer_states", "lr_schedulers", "scheduler", "epoch", "step", "global_step", "args"}
 
 
@@ -32,7 +33,8 @@ def load_released(
     layer: str | None = None,
     tokens: str | None = None,
     stem_padding: int | None = None,
-    preprocessing: Preprocessing | None = None,
+    heads: int | None = None,
+    preprocessing: Preprocessing | str | None = None,
 ) -> Encoder:
     """Load a checkpoint in a format of others; see `load_encoder`.
 
@@ -43,30 +45,41 @@ def load_released(
     """
     if stem_padding is not None and stem_padding not in PADDINGS:
         raise QScoreError(f"stem_padding: expected 1 or 2, got {stem_padding!r}")
+    if heads is not None and (not isinstance(heads, int) or not 1 <= heads <= MOST_HEADS):
+        raise QScoreError(f"heads: expected a number from 1 to {MOST_HEADS}, got {heads!r}")
     contents = read_checkpoint(path)
     hints = tuple(_hints(path, contents.tree))
     try:
-        candidates = find_candidates(contents.tree, stem_padding=stem_padding)
+        candidates = find_candidates(contents.tree, stem_padding=stem_padding, heads=heads)
         if not candidates:
             raise QScoreError(_no_encoder(contents))
         chosen = choose(candidates, method, hints)
-        if stem_padding is not None and "-cifar" not in chosen[0].architecture:
-            raise QScoreError(f"stem_padding={stem_padding}: its stem is no 3x3 one; leave it out")
+        _check_options(chosen[0].architecture, stem_padding, heads)
     except QScoreError as error:
         raise QScoreError(f"{path}: {error}") from error
     first = chosen[0]
     source = Source(
         " or ".join(dict.fromkeys(candidate.format.name for candidate in chosen)),
         first.architecture,
-        preprocessing or first.preprocessing,
+        first.preprocessing.overruled(preprocessing),
         name_methods(chosen, method),
         contents.sha256,
         tuple(dict.fromkeys(_module(key) for keys in first.dropped.values() for key in keys)),
         layer,
         tokens,
-        tuple(_notes(first, contents, hints)),
+        tuple(_notes(first, contents, hints, advise=preprocessing is None)),
     )
     return assemble(first.tensors, source, str(path), originals=first.originals, surplus=first.surplus)
+
+
+def _check_options(architecture: str, stem_padding: int | None, heads: int | None) -> None:
+    if stem_padding is not None and "-cifar" not in architecture:
+        raise QScoreError(f"stem_padding={stem_padding}: its stem is no 3x3 one; leave it out")
+    width = re.match(r"vit:(\d+)x", architecture)
+    if heads is not None and width is None:
+        raise QScoreError(f"heads={heads}: it is no vision transformer; leave it out")
+    if heads is not None and width is not None and int(width[1]) % heads:
+        raise QScoreError(f"heads={heads}: its {width[1]} features are no multiple of that")
 
 
 def summarise(encoder: Encoder) -> list[str]:
@@ -89,7 +102,7 @@ def summarise(encoder: Encoder) -> list[str]:
     return lines + list(source.notes)
 
 
-def _notes(first: Candidate, contents: Contents, hints: tuple[str, ...]) -> Iterator[str]:
+def _notes(first: Candidate, contents: Contents, hints: tuple[str, ...], *, advise: bool) -> Iterator[str]:
     if first.container:
         yield f"state dict: at {'.'.join(first.container)}"
     if first.lead:
@@ -104,6 +117,12 @@ def _notes(first: Candidate, contents: Contents, hints: tuple[str, ...]) -> Iter
     if contents.foreign:
         yield f"not read: objects of {', '.join(contents.foreign[:4])}"
     yield from (f"hint: {hint}" for hint in hints)
+    if advise and first.format.note:
+        yield first.format.note
+    if advise and first.format.name.startswith("solo-learn") and "-cifar" in first.architecture:
+        dataset = next((found[0] for hint in hints if (found := re.search(r"dataset=cifar100?\b", hint))), None)
+        trained = f"its stored settings say {dataset}, where" if dataset else "on CIFAR"
+        yield f"note: ImageNet's mean and std are used; {trained} solo-learn's are others: give --preprocessing cifar"
 
 
 def _module(key: str) -> str:
@@ -119,7 +138,7 @@ def _hints(path: Path, tree: Any) -> Iterator[str]:
     if found:
         yield f"the file's name says {', '.join(dict.fromkeys(found))}"
     if isinstance(tree, Mapping):
-        said = {name: text for key in SETTINGS if key in tree for name, text in _settings(tree[key], "", 0)}
+        said = {name: text for key in SETTINGS if key in tree for name, text in _settings(tree[key], "", 0, set())}
         if isinstance(tree.get("arch"), str):
             said["arch"] = tree["arch"]
         telling = [f"{name}={text}" for name, text in said.items() if name in TELLING]
@@ -127,19 +146,20 @@ def _hints(path: Path, tree: Any) -> Iterator[str]:
             yield f"its stored settings say {', '.join(telling)}"
 
 
-def _settings(value: Any, name: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Give the texts in stored settings, by the last name on their way."""
+def _settings(value: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """Give the texts in stored settings, by the last name on their way; an object in several places counts once."""
     if isinstance(value, Foreign):
         value = value.state
     if isinstance(value, tuple) and len(value) == 2:  # a state in two parts
         value = value[0]
     if isinstance(value, str):
         yield name, value[:80]
-    elif isinstance(value, Mapping) and depth < DEEPEST:
+    elif isinstance(value, Mapping) and depth < DEEPEST and id(value) not in seen and len(seen) < MOST_OBJECTS:
+        seen.add(id(value))
         for key, item in value.items():
             # OmegaConf keeps values under names of its own.
             inner = name if key in ("_val", "_content") else str(key)
-            yield from _settings(item, inner, depth + 1)
+            yield from _settings(item, inner, depth + 1, seen)
 
 
 def _no_encoder(contents: Contents) -> str:

@@ -12,12 +12,14 @@ from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["NAME", "ViT", "build_vit", "infer_vit", "original_vit_key"]
+__all__ = ["NAME", "ViT", "build_vit", "infer_vit", "original_vit_key", "usual_heads"]
 
 NAME = re.compile(
     r"(?P<width>\d{1,4})x(?P<depth>\d{1,3})-h(?P<heads>\d{1,3})-m(?P<hidden>\d{1,5})-p(?P<patch>\d{1,2})"
     r"-s(?P<size>\d{1,4})(?:-r(?P<registers>\d{1,2}))?(?P<scale>-ls)?(?P<gated>-swiglu)?"
 )
+# DINO's ViT-S and MoCo v3's; one head for every 64 features, and the ViT-H of everyone else.
+SEVERAL_HEADS = {384: (6, 12), 1280: (16, 20)}
 BY_OTHERS = (
     (re.compile(r"^blocks\.\d+\.(\d+\.)"), r"blocks.\1"),  # training in chunks numbers them too
     (re.compile(r"^register_tokens$"), "reg_token"),
@@ -120,18 +122,24 @@ def build_vit(name: str) -> nn.Module:
     return network
 
 
-def infer_vit(tensors: Mapping[str, Tensor], *, heads: Mapping[int, int]) -> ViT:
+def usual_heads(tensors: Mapping[str, Tensor], *, settled: Mapping[int, int]) -> tuple[int, ...]:
+    """Return the numbers of attention heads that networks of this width have, but for widths that are settled."""
+    width = _width(tensors)
+    return (settled[width],) if width in settled else SEVERAL_HEADS.get(width, (max(1, width // 64),))
+
+
+def infer_vit(tensors: Mapping[str, Tensor], *, heads: int) -> ViT:
     """Find the shape of the vision transformer whose state dict this is; a key or two may be missing or wrong.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
         Weights by timm's names.
-    heads : mapping of int to int
-        Attention heads by width, where there is not one for every 64 features.
+    heads : int
+        Attention heads.
     """
     blocks = {key.split(".")[1] for key in tensors if re.match(r"blocks\.\d+\.", key)}
-    width = _size(tensors, r"(norm|blocks\.\d+\.norm[12])\.(weight|bias)", 0, 384)
+    width = _width(tensors)
     hidden = _size(tensors, r"blocks\.\d+\.mlp\.fc1\.(weight|bias)", 0, 4 * width)
     patch = _size(tensors, r"patch_embed\.proj\.weight", 3, 16)
     positions = _size(tensors, r"pos_embed", 1, 197)
@@ -139,7 +147,7 @@ def infer_vit(tensors: Mapping[str, Tensor], *, heads: Mapping[int, int]) -> ViT
     return ViT(
         width=width,
         depth=len(blocks),
-        heads=heads.get(width, max(1, width // 64)),
+        heads=heads,
         hidden=hidden,
         patch=patch,
         size=patch * math.isqrt(max(positions - 1, 1)),
@@ -154,6 +162,10 @@ def original_vit_key(key: str) -> str:
     for pattern, ours in BY_OTHERS:
         key = pattern.sub(ours, key)
     return key
+
+
+def _width(tensors: Mapping[str, Tensor]) -> int:
+    return _size(tensors, r"(norm|blocks\.\d+\.norm[12])\.(weight|bias)", 0, 384)
 
 
 def _size(tensors: Mapping[str, Tensor], pattern: str, axis: int, default: int) -> int:

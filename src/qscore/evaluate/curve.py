@@ -64,7 +64,7 @@ class Verdict:
         if self.accuracy <= self.random_high:
             reasons.append("as many random features do as well")
         return (
-            f"{'Holds' if self.holds else 'Does not hold'} at keep = {self.keep:g}"
+            f"Compression {'holds' if self.holds else 'does not hold'} at keep = {self.keep:g}"
             f"{' (' + ', and '.join(reasons) + ')' if reasons else ''}: with {self.n_kept:,} of {self.n_features:,} "
             f"features, ranked without labels, ridge classifies {self.accuracy:.1%} of {self.n_test:,} test rows "
             f"correctly, with all of them {self.full_accuracy:.1%}, a change of {100 * self.change:+.1f} points "

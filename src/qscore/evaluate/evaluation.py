@@ -11,12 +11,15 @@ from sklearn.model_selection import train_test_split
 
 from qscore._files import atomic_path, check_output, sha256, to_json
 from qscore._validate import QScoreError
+from qscore.core import apply_scaling
+from qscore.evaluate.compression import compression_curve
 from qscore.evaluate.probe import Probe, fit_probe
 from qscore.evaluate.ranking import bootstrap
 from qscore.evaluate.representation import measure_representation
 from qscore.evaluate.scores import SCORES, Evidence
 from qscore.evaluate.verdict import sentences
-from qscore.scoring import read_scored, summarize_scores
+from qscore.kernels import scan
+from qscore.scoring import features_path, read_scored, read_stored, summarize_scores
 from qscore.tables import EmbeddingBatch, EmbeddingTable, open_embeddings, with_record
 
 __all__ = ["evaluate_scores"]
@@ -64,7 +67,8 @@ def evaluate_scores(
     -------
     dict
         The content of ``metrics.json``: ``probe``, ``base_rate``, ``scores`` (name -> statistic -> value, low,
-        high), ``q_minus`` (name -> difference), ``representation`` (as
+        high), ``q_minus`` (name -> difference), ``compression`` (accuracy of a linear classifier for each share of the
+        features and each way to choose them; None where it could not be measured), ``representation`` (as
         :func:`~qscore.metrics.representation_metrics`, of all rows of ``embeddings``), ``score_table``, ``sentences``.
         Without labels only ``n``, ``seed``, ``resamples`` and the last three.
 
@@ -108,9 +112,29 @@ def evaluate_scores(
         scores, test_table, view_embeddings, resamples=resamples, seed=seed
     )
     metrics["score_table"] = asdict(summarize_scores(scores)) | {"sha256": sha256(scores)}
-    metrics["sentences"] = sentences(metrics)
+    found, said = _compression(scores, (train_H, train_labels), (test.embedding, labels), resamples, seed)
+    metrics["compression"] = found
+    metrics["sentences"] = [*sentences(metrics), *said]
     _write(folder, test.columns["id"], predicted, correct, values, metrics)
     return metrics
+
+
+def _compression(
+    scores: str | Path,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    resamples: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """Measure how far the representation can be compressed, and say so; features are ranked on the training rows."""
+    stored = read_stored(features_path(scores))
+    H = train[0] if stored.scaling is None else apply_scaling(train[0], *stored.scaling)
+    rates = scan(H, stored.settings["epsilon"], two_sided=stored.settings["signed"]).counts
+    try:
+        curve = compression_curve(*train, *test, rates, resamples=resamples, seed=seed)
+    except QScoreError as error:
+        return None, [f"How far the representation can be compressed was not measured: {error}."]
+    return curve.records(), curve.sentences()
 
 
 def _without_labels(

@@ -10,7 +10,7 @@ import pyarrow as pa
 from qscore.core import rank_band
 from qscore.evaluate import SCORES, risk_coverage
 
-__all__ = ["activation_chart", "overview", "q_chart", "risk_chart"]
+__all__ = ["activation_chart", "compression_chart", "overview", "q_chart", "risk_chart"]
 
 BINS = 40
 POINTS = 400
@@ -22,6 +22,13 @@ SHOWN = {
     "l2_norm": ("#009988", [1, 0]),
     "knn_similarity": ("#0077bb", [1, 0]),
     "softmax": ("#777777", [2, 2]),
+}
+SELECTIONS = {
+    "rank": ("middle activation rates (qscore)", "#cc3311", [1, 0]),
+    "rate": ("highest activation rate", "#ee7733", [6, 3]),
+    "variance": ("highest variance", "#009988", [1, 0]),
+    "pca": ("principal components", "#0077bb", [1, 0]),
+    "random": ("random, mean", "#777777", [2, 2]),
 }
 WIDTH, HEIGHT = 275, 230  # three side by side on a page of 1,180 pixels
 
@@ -115,6 +122,28 @@ def risk_chart(evaluation: pa.Table) -> Any:
         )
     )
     return alt.layer(chance, curves).properties(width=WIDTH, height=HEIGHT)
+
+
+def compression_chart(records: list[dict[str, Any]]) -> Any:
+    """Draw a linear classifier's accuracy against the share of features kept, for each way to choose them."""
+    rows = [
+        {"keep": r["keep"], "accuracy": r["accuracy"], "features": r["n_kept"], "chosen by": SELECTIONS[r["method"]][0]}
+        for r in sorted(records, key=lambda r: float(r["keep"]))
+    ]
+    titles, colors, dashes = zip(*SELECTIONS.values(), strict=True)
+    legend = alt.Legend(orient="top", columns=2, title=None)
+    return (
+        alt.Chart(_data(rows), title="Accuracy of what is left")
+        .mark_line()
+        .encode(
+            x=alt.X("keep:Q", title="share of features kept", axis=alt.Axis(format="%")),
+            y=alt.Y("accuracy:Q", title="accuracy of ridge", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+            color=alt.Color("chosen by:N", scale=alt.Scale(domain=titles, range=list(colors)), legend=legend),
+            strokeDash=alt.StrokeDash("chosen by:N", scale=alt.Scale(domain=titles, range=list(dashes)), legend=legend),
+            tooltip=["chosen by:N", "features:Q", alt.Tooltip("accuracy:Q", format=".2%")],
+        )
+        .properties(width=WIDTH, height=HEIGHT)
+    )
 
 
 def overview(charts: Sequence[Any]) -> Any:

@@ -53,6 +53,9 @@ def write_report(run: str | Path) -> Path:
     metrics, evaluation = _evaluation(run)
     summary = summarize_scores(run / "scores.parquet")
     charts = _charts(rows, features, evaluation, record)
+    overview = list(charts.values())
+    if metrics.get("compression"):
+        charts["compression"] = _compression_chart(metrics["compression"])
     page = _render(
         name=run.resolve().name,
         record=record,
@@ -63,7 +66,7 @@ def write_report(run: str | Path) -> Path:
         samples=_samples(rows, evaluation),
         bundle=_bundle(),
     )
-    _save_overview(run / "overview.png", list(charts.values()))
+    _save_overview(run / "overview.png", overview)
     with atomic_path(run / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / "report.html"
@@ -96,6 +99,12 @@ def _charts(rows: pa.Table, features: pa.Table, evaluation: pa.Table | None, rec
     if correct.any() and not correct.all():
         charts["risk"] = risk_chart(evaluation)
     return charts
+
+
+def _compression_chart(records: list[dict[str, Any]]) -> Any:
+    from qscore.report.charts import compression_chart
+
+    return compression_chart(records)
 
 
 def _samples(rows: pa.Table, evaluation: pa.Table | None) -> dict[str, list[dict[str, Any]]]:
