@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("scan", "score", "growth", "startup")
+NAMES = ("scan", "score", "growth", "startup", "embed")
 
 
 def main():

@@ -13,32 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from qscore._stores import StoreError
 from qscore._validate import QScoreError
+from qscore.embedding.network import Network
 from qscore.encoders import Encoder, Preprocessing
 from qscore.images import ImageSource
 
-__all__ = ["PRECISIONS", "Plain", "Prepare", "Views", "forward", "pick_device"]
-
-PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
+__all__ = ["Plain", "Prepare", "Views", "forward"]
 
 Prepare = Callable[[Image.Image, str], Tensor]  # an image and its id to (k, 3, h, w), the encoder's input
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` is a GPU where there is one.
-
-    Raises
-    ------
-    QScoreError
-        If the device is unknown or not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise QScoreError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 @dataclass(frozen=True)
@@ -157,8 +138,9 @@ def forward(
     ------
     StoreError
         If the disk or the store fails, so that no image can be read.
+    QScoreError
+        If a single image does not fit into the device's memory.
     """
-    home = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     loader: Any = DataLoader(
         _Prepared(source, prepare),
         batch_sampler=batches,  # type: ignore[arg-type]  # a range is as good as a list
@@ -166,17 +148,9 @@ def forward(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    dtype = PRECISIONS[precision]
-    try:
-        encoder.to(device).eval()
+    with Network(encoder, device, precision, max(map(len, batches), default=1)) as network:
         for x, reasons, failure in loader:
             if failure:
                 raise StoreError(failure)
-            if len(x) == 0:
-                yield np.empty((0, encoder.dim), np.float32), reasons
-                continue
-            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-                h = encoder(x.to(device, non_blocking=True))
-            yield h.float().cpu().numpy(), reasons
-    finally:
-        encoder.to(home)
+            read = [not reason for reason in reasons]
+            yield network(x, read) if any(read) else np.empty((0, encoder.dim), np.float32), reasons

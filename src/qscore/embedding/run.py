@@ -1,14 +1,16 @@
 """`embed`: from the names of images, encoder and table to shards on the disk."""
 
 import hashlib
+import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,20 @@ import torch
 import qscore
 from qscore._progress import progress
 from qscore._validate import QScoreError, nearest
-from qscore.embedding.forward import PRECISIONS, Plain, Prepare, Views, forward, pick_device
-from qscore.embedding.shards import Shards, Skipped, open_shards, views_path
+from qscore.embedding.forward import Plain, Prepare, Views
+from qscore.embedding.network import PRECISIONS
+from qscore.embedding.parts import Job, Part, PartFolder, compute
+from qscore.embedding.processes import (
+    PAUSE,
+    Errand,
+    Rank,
+    find_rank,
+    pick_devices,
+    run_errands,
+    started_processes,
+    take_parts,
+)
+from qscore.embedding.shards import Shards, open_shards, views_path
 from qscore.encoders import Encoder, load_encoder
 from qscore.images import ImageSource, open_images
 from qscore.images.augment import Augmentation, Augmenter
@@ -42,6 +56,7 @@ def embed(
     on_error: str = "skip",
     batch_size: int = 256,
     device: str = "auto",
+    devices: int = 1,
     workers: int | None = None,
     precision: str = "32-true",
     overwrite: bool = False,
@@ -67,11 +82,16 @@ def embed(
     on_error : {"skip", "raise"}, default="skip"
         Whether an image that cannot be read is left out and listed in ``OUT.skipped.csv``, or ends the run.
     batch_size : int, default=256
-        Images per forward pass, >= 1. It changes results by rounding only.
+        Images per forward pass, >= 1; halved when memory does not suffice. It changes results by rounding only.
     device : str, default="auto"
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` takes a GPU where there is one.
+    devices : int, default=1
+        Processes that compute, each on a GPU of its own, or on its share of a CPU's threads, >= 1. They are started
+        here, so that a script needs ``if __name__ == "__main__":``; where a launcher such as torchrun has started
+        as many, this is one of them, and all return when the table is whole.
     workers : int, optional
-        Processes that decode images, >= 0; by default as many as there are cores, and none for small sources.
+        Processes that decode images, >= 0, for each that computes; by default as many as there are cores for them,
+        and none for small sources.
     precision : {"32-true", "bf16-mixed", "16-mixed"}, default="32-true"
         Arithmetic of the forward pass; the table is float32 in any case.
     overwrite : bool, default=False
@@ -87,18 +107,17 @@ def embed(
     QScoreError
         If no image or the encoder cannot be read, an argument is out of range, or ``out`` holds something else.
     """
-    if batch_size < 1 or (workers is not None and workers < 0):
-        raise QScoreError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
-    if not 0 <= views <= MOST_VIEWS:
-        raise QScoreError(f"views: expected 0 to {MOST_VIEWS}, got {views}")
+    _check_numbers(batch_size, views, devices, workers)
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("on_error", on_error, ON_ERROR)
+    rank = find_rank(devices)
+    targets = pick_devices(device, devices, rank)
     source = open_images(images) if isinstance(images, str | Path) else images
     encoder = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
-    target = pick_device(device)
     out = Path(out)
     if workers is None:
-        workers = torch.get_num_threads() if len(source) * max(views, 1) >= WORKERS_FROM else 0
+        many = len(source) * max(views, 1) >= WORKERS_FROM
+        workers = max(1, torch.get_num_threads() // len(targets)) if many else 0
     # Asking a million files for their sizes takes a while; a new table needs the answer with its first shard only.
     with _in_background(lambda: source.fingerprint) as fingerprint:
         passes = [Pass(source, encoder, fingerprint, batch_size, precision)]
@@ -106,13 +125,22 @@ def embed(
             augmentation = replace(augmentation or Augmentation(), size=encoder.preprocess.crop)
             passes.append(replace(passes[0], views=views, augmentation=augmentation, seed=seed))
         places = [out, views_path(out)][: len(passes)]
-        tables = [
-            open_shards(place, each.describe, each.rows_per_image, overwrite=overwrite)
+        writes = rank is None or rank.number == 0
+        work = [
+            Work(
+                open_shards(place, each.describe, each.rows_per_image, len(source), overwrite=overwrite, writes=writes),
+                each,
+                each.job(workers, on_error),
+            )
             for place, each in zip(places, passes, strict=True)
         ]
-        for table, each in zip(tables, passes, strict=True):
-            _write(table, each, target, workers, on_error)
-    tables[0].write_skipped()
+        if devices == 1:
+            for each in work:
+                _write_alone(each, targets[0])
+        else:
+            _write_together(work, rank, targets)
+    if writes:
+        work[0].table.write_skipped()
     return out
 
 
@@ -152,12 +180,18 @@ class Pass:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def job(self, workers: int, on_error: str) -> Job:
+        """Return what a process needs in order to compute."""
+        k = self.rows_per_image
+        per_shard, per_batch = max(1, SHARD_ROWS // k), max(1, self.batch_size // k)
+        return Job(self.source, self.encoder, self.prepare, per_shard, per_batch, self.precision, workers, on_error)
+
     def describe(self) -> dict[str, Any]:
         """Return the table's record, waiting for the source's fingerprint."""
         settings: dict[str, Any] = {
             "images": self.fingerprint.result(),
             "weights": self._weights,
-            "preprocessing": self.encoder.source.preprocessing.to_json(),
+            "encoder": self.encoder.source.to_json(),
             "batch_size": self.batch_size,
             "precision": self.precision,
             "shard_rows": SHARD_ROWS,
@@ -177,46 +211,82 @@ class Pass:
         }
 
 
-def _write(table: Shards, what: Pass, device: torch.device, workers: int, on_error: str) -> None:
-    """Write the shards that are missing."""
-    source, k = what.source, what.rows_per_image
-    if on_error == "raise" and table.skipped:
-        raise QScoreError(f"{table.skipped[0].path}: {table.skipped[0].reason}")
-    per_shard, per_batch = max(1, SHARD_ROWS // k), max(1, what.batch_size // k)
-    batches = [
-        range(i, min(i + per_batch, start + per_shard, len(source)))
-        for start in range(table.start, len(source), per_shard)  # a batch never crosses a shard, so that a resumed
-        for i in range(start, min(start + per_shard, len(source)), per_batch)  # run computes the same batches
-    ]
-    label_type = _label_type(source)
-    results = forward(what.encoder, source, what.prepare, batches, device, what.precision, workers)
-    name = "embed views" if what.views else "embed"
-    with progress(name, len(source), "images", start=table.start) as advance:
-        rows: list[np.ndarray] = []
-        kept: list[int] = []
-        skipped: list[Skipped] = []
-        for batch, (h, reasons) in zip(batches, results, strict=True):
-            if len(h):
+class Work(NamedTuple):
+    """A table, and what goes into it."""
+
+    table: Shards
+    what: Pass
+    job: Job
+
+    @property
+    def name(self) -> str:
+        """What is shown while it goes on."""
+        return "embed views" if self.what.views else "embed"
+
+    def check(self) -> None:
+        """Refuse images that were left out earlier, if one is enough to end the run."""
+        if self.job.on_error == "raise" and self.table.skipped:
+            raise QScoreError(f"{self.table.skipped[0].path}: {self.table.skipped[0].reason}")
+
+    def hold(self, part: Part, label_type: pa.DataType | None) -> None:
+        """Put a part into the table."""
+        columns = _columns(self.what.source, part.kept, label_type, self.what.views)
+        self.table.hold(part.rows, columns, part.skipped, part.shard.stop)
+
+
+def _write_alone(work: Work, device: torch.device) -> None:
+    """Compute and write the shards that are missing."""
+    work.check()
+    table, label_type = work.table, _label_type(work.what.source)
+    with progress(work.name, table.n_images, "images", start=table.start) as advance:
+
+        def before(images: int, rows: int) -> None:
+            if rows:
                 table.flush()
-                rows.append(h)
-            for i, reason in zip(batch, reasons, strict=True):
-                if reason:
-                    skipped.append(_skipped(source, i, reason, on_error))
-                else:
-                    kept.append(i)
-            advance(len(batch))
-            if batch.stop % per_shard == 0 or batch.stop == len(source):
-                table.hold(rows, _columns(source, kept, label_type, what.views), skipped, batch.stop)
-                rows, kept, skipped = [], [], []
+            advance(images)
+
+        for part in compute(work.job, work.job.shards(table.start), device, before):
+            work.hold(part, label_type)
     table.finish()
 
 
-def _skipped(source: ImageSource, index: int, reason: str, on_error: str) -> Skipped:
-    record = source.record(index)
-    reason = reason.removeprefix(f"{record.path}: ")
-    if on_error == "raise":
-        raise QScoreError(f"{record.path}: {reason}")
-    return Skipped(record.id, record.path, reason)
+def _write_together(works: list[Work], rank: Rank | None, devices: list[torch.device]) -> None:
+    """Compute the shards that are missing in several processes, and write them in the first, or in this."""
+    for work in works:
+        work.check()
+    errands = [Errand(w.job, w.job.shards(w.table.start), PartFolder(w.table.parts_path())) for w in works]
+    assembly = itertools.chain.from_iterable(map(_assemble, works, errands))
+    if rank is None:
+        missing = any(errand.shards for errand in errands)
+        with started_processes(errands, devices) if missing else nullcontext(lambda: None) as watch:
+            for _ in assembly:
+                watch()
+    elif rank.number == 0:
+        run_errands(errands, rank, devices[0], lambda: next(assembly, None))
+        for _ in assembly:
+            time.sleep(PAUSE)
+    else:
+        run_errands(errands, rank, devices[0], lambda: None)
+        for work in works:
+            while not work.table.is_whole():
+                time.sleep(PAUSE)
+
+
+def _assemble(work: Work, errand: Errand) -> Iterator[None]:
+    """Put the parts of a table into it as they come, pausing whenever the next is not there yet."""
+    table, label_type = work.table, _label_type(work.what.source)
+    held: list[range] = []
+    with progress(work.name, table.n_images, "images", start=table.start) as advance:
+        for part in take_parts(errand):
+            if part is None:
+                yield
+                continue
+            work.hold(part, label_type)
+            held.append(part.shard)
+            while held and held[0].stop <= table.start:
+                errand.folder.drop(held.pop(0))
+            advance(len(part.shard))
+    table.finish()
 
 
 def _label_type(source: ImageSource) -> pa.DataType | None:
@@ -243,6 +313,15 @@ def _columns(
 def _in_background(action: Callable[[], str]) -> Iterator["Future[str]"]:
     with ThreadPoolExecutor(1, "qscore-fingerprint") as pool:
         yield pool.submit(action)
+
+
+def _check_numbers(batch_size: int, views: int, devices: int, workers: int | None) -> None:
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise QScoreError(f"expected batch_size >= 1 and workers >= 0, got {batch_size} and {workers}")
+    if devices < 1:
+        raise QScoreError(f"devices: expected at least 1, got {devices}")
+    if not 0 <= views <= MOST_VIEWS:
+        raise QScoreError(f"views: expected 0 to {MOST_VIEWS}, got {views}")
 
 
 def _check_choice(name: str, value: str, options: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +23,7 @@ __all__ = ["Shards", "Skipped", "read_skipped", "skipped_path", "views_path"]
 log = logging.getLogger(__name__)
 
 NOTES = b"qscore.shard"
+PARTS = ".parts-"
 HEADER = ["id", "path", "reason"]
 
 
@@ -78,6 +80,7 @@ class Shards:
     describe: Callable[[], dict[str, Any]]
     """Makes the table's record, in which ``n_rows`` stands for the rows if every image could be read."""
     rows_per_image: int
+    n_images: int
     n_shards: int = 0
     start: int = 0
     """First image that no shard deals with."""
@@ -120,6 +123,7 @@ class Shards:
         """
         self.flush()
         if self.n_shards == 0:
+            self._clear_parts()
             first = self._before[0]
             raise QScoreError(
                 f"none of {len(self._before):,} images can be read; the first: {first.path}: {first.reason}"
@@ -131,6 +135,27 @@ class Shards:
             for shard in _list_shards(self.folder):
                 shard.replace(self.out / shard.name)
             self.folder.rmdir()
+        self._clear_parts()
+
+    def parts_path(self) -> Path:
+        """Return the folder through which processes hand over parts of this very table."""
+        return self.out / f"{PARTS}{self.describe()['fingerprint'][:16]}"
+
+    def is_whole(self) -> bool:
+        """Tell whether the table is there, whoever wrote it."""
+        try:
+            if not _belongs(self.out, self.describe()["fingerprint"]):
+                return False
+            shards = _list_shards(self.out)
+            return bool(shards) and _read_notes(shards[-1])[0] == self.n_images
+        except OSError:  # another process is just putting it there
+            return False
+
+    def _clear_parts(self) -> None:
+        for folder in self.out.glob(f"{PARTS}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # there are shards in it, or it was never made
+            self.out.rmdir()
 
     def write_skipped(self) -> None:
         """Write the list of the images left out beside the table; where there are none, remove an older one."""
@@ -145,18 +170,39 @@ class Shards:
             path.unlink()
 
 
-def open_shards(out: Path, describe: Callable[[], dict[str, Any]], rows_per_image: int, *, overwrite: bool) -> Shards:
+def open_shards(
+    out: Path,
+    describe: Callable[[], dict[str, Any]],
+    rows_per_image: int,
+    n_images: int,
+    *,
+    overwrite: bool,
+    writes: bool = True,
+) -> Shards:
     """Find where to write, and the leading shards of this very table that are there already.
 
     A table to be replaced stays until its successor, written to a hidden folder inside it, is whole.
+
+    Parameters
+    ----------
+    out : Path
+        The table.
+    describe : callable
+        Makes the table's record.
+    rows_per_image, n_images : int
+        Rows of an image, and images of the source.
+    overwrite : bool
+        Whether a table of something else is replaced.
+    writes : bool, default=True
+        Whether this process will write the table; otherwise it removes nothing of what another is writing.
 
     Raises
     ------
     QScoreError
         If the folder holds anything else, and ``overwrite`` is false.
     """
-    folder = _working_folder(out, describe, overwrite=overwrite)
-    shards = Shards(out, folder, describe, rows_per_image)
+    folder = _working_folder(out, describe, overwrite=overwrite, writes=writes)
+    shards = Shards(out, folder, describe, rows_per_image, n_images)
     for path in _list_shards(folder):
         shards.start, skipped = _read_notes(path)
         shards.skipped += skipped
@@ -164,7 +210,7 @@ def open_shards(out: Path, describe: Callable[[], dict[str, Any]], rows_per_imag
     return shards
 
 
-def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwrite: bool) -> Path:
+def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwrite: bool, writes: bool) -> Path:
     if not out.exists():
         return out
     if not out.is_dir():
@@ -174,8 +220,9 @@ def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwr
     )
     if strangers:
         raise QScoreError(f"{out} holds other files ({strangers[0]}); choose another folder")
-    for leftover in out.glob(".part-*.tmp"):
-        leftover.unlink()
+    if writes:
+        for leftover in out.glob(".part-*.tmp"):
+            leftover.unlink()
     fingerprint = describe()["fingerprint"]
     if _belongs(out, fingerprint):
         return out
@@ -186,6 +233,8 @@ def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwr
         )
     successor = out / ".successor"
     if not _belongs(successor, fingerprint):
+        if not writes:
+            return out / ".none"
         shutil.rmtree(successor, ignore_errors=True)
     return successor
 
