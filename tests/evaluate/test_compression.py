@@ -93,7 +93,7 @@ def test_holds_where_the_band_has_all_that_matters(rng):
     band, paper = curve.verdicts
     assert (band.keep, band.n_kept, paper.keep, paper.n_kept) == (0.45, 27, 0.6, 36)
     assert band.holds and paper.holds
-    assert band.sentence.startswith("Compression holds at keep = 0.45: with 27 of 60 features, ranked without labels, ridge ")
+    assert band.sentence.startswith("Compression holds at keep = 0.45: with 27 of 60 features, ranked without ")
     assert "of 1,000 test rows correctly" in band.sentence and "20 random subsets of that size" in band.sentence
 
 
@@ -101,7 +101,7 @@ def test_does_not_hold_where_the_band_has_nothing(rng):
     verdict, _ = curve_of(*planted(rng, informative=range(5, 20))).verdicts
     assert not verdict.holds and verdict.change < -0.2
     assert verdict.sentence.startswith(
-        "Compression does not hold at keep = 0.45 (the interval reaches down to a loss of 1 point or more, and as many random "
+        "Compression does not hold at keep = 0.45 (the interval reaches down to a loss of 1 point or more, and as "
     )
 
 
