@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("scan", "score", "growth", "startup", "embed")
+NAMES = ("scan", "score", "growth", "startup", "embed", "pretrain", "heatmaps", "regularizer")
 
 
 def main():

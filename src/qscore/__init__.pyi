@@ -9,15 +9,24 @@ from qscore.encoders import load_encoder as load_encoder
 from qscore.estimator import DiscriminativeFeatureSelector as DiscriminativeFeatureSelector
 from qscore.estimator import Drift as Drift
 from qscore.estimator import QScorer as QScorer
+from qscore.evaluate import calibrate_scores as calibrate_scores
 from qscore.evaluate import evaluate_scores as evaluate_scores
+from qscore.explain import feature_heatmaps as feature_heatmaps
+from qscore.explain import mask_iou as mask_iou
 from qscore.kernels import Scan as Scan
 from qscore.kernels import scan as scan
 from qscore.metrics import representation_metrics as representation_metrics
+from qscore.monitor import QScoreMonitor as QScoreMonitor
+from qscore.monitor.callback import QScoreCallback as QScoreCallback
+from qscore.regularizer import LassoRegularizer as LassoRegularizer
+from qscore.regularizer import QScoreRegularizer as QScoreRegularizer
 from qscore.scoring import compress as compress
 from qscore.scoring import count_features as count_features
 from qscore.scoring import load_scorer as load_scorer
 from qscore.scoring import merge_features as merge_features
 from qscore.scoring import score as score
 from qscore.ssl import pretrain as pretrain
+from qscore.study import finetune as finetune
+from qscore.study import rank_checkpoints as rank_checkpoints
 
 __version__: str

@@ -20,7 +20,7 @@ from qscore.embedding import network, run
 from qscore.tables import embeddings
 
 run.SHARD_ROWS = 4
-photos, folder, kills = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+photos, folder, kills, replaces = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 place, budget = 0, 0
 
 
@@ -41,13 +41,13 @@ for name in ("replace", "unlink", "mkdir", "rmdir"):
     setattr(pathlib.Path, name, killer(getattr(pathlib.Path, name)))
 
 
-def forked(out, dies_at, **options):
+def forked(out, dies_at, seed=0):
     global budget
     budget = dies_at
     pid = os.fork()
     if pid == 0:
         try:
-            embed(photos, make_encoder(), out, batch_size=2, views=2, device="cpu", **options)
+            embed(photos, make_encoder(seed), out, batch_size=2, views=2, device="cpu", overwrite=replaces)
             (folder / "places").write_text(str(place))
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -57,11 +57,15 @@ def forked(out, dies_at, **options):
 
 
 chance = random.Random(0)
+if replaces:
+    assert forked(folder / "whole", 0, seed=1) == 0
 assert forked(folder / "whole", 0) == 0
 places = int((folder / "places").read_text())
 died = 0
 while died < kills:
     out = folder / f"e{died}"
+    if replaces:
+        assert forked(out, 0, seed=1) == 0
     for _ in range(2):  # twice in a row, then to the end
         status = forked(out, chance.randrange(1, places + 1))
         assert status in (0, signal.SIGKILL), status
@@ -72,13 +76,14 @@ print(places, died)
 """
 
 
+@pytest.mark.parametrize("replaces", [False, True])
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_lose_nothing(tmp_path, photos, kills):
+def test_kills_lose_nothing(tmp_path, photos, kills, replaces):
     damage(photos, 0, 4, 5, 6, 7)
     out = tmp_path / "out"
     out.mkdir()
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, photos, out, str(kills)],
+        [sys.executable, "-c", SCRIPT, photos, out, str(kills), str(replaces)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

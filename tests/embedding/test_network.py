@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from reference.tables import damage, make_encoder
+from reference.tables import damage, make_encoder, table_bytes
 from torch import nn
 
 from qscore import QScoreError, embed
@@ -9,15 +9,26 @@ from qscore.embedding import read_skipped, views_path
 from qscore.encoders import Encoder
 from qscore.tables import open_embeddings
 
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    "driver": RuntimeError("CUDA error: out of memory"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 3200000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+}
 
-def limit_memory(monkeypatch, encoder, images):
+
+def limit_memory(monkeypatch, encoder, images, kind="cuda"):
     """Let the encoder fail above a number of images; returns the list of the sizes it was called with."""
     forward, sizes = encoder.backbone.forward, []
 
     def limited(x):
         sizes.append(len(x))
         if len(x) > images:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise OUT_OF_MEMORY[kind]
         return forward(x)
 
     monkeypatch.setattr(encoder.backbone, "forward", limited)
@@ -37,6 +48,13 @@ def test_out_of_memory_gives_the_table_of_the_smaller_batch(
         f"cpu has not the memory for batches of 64 images: going on with {fits}"
     ]
     assert [size for size in sizes if size > images] == [64 >> i for i in range((64 // fits).bit_length() - 1)]
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_memory_runs_out_in_many_words(tmp_path, encoder, digits, monkeypatch, kind):
+    sizes = limit_memory(monkeypatch, encoder, 32, kind)
+    embed(digits, encoder, tmp_path / "e", batch_size=64)
+    assert sizes == [64, 32, 32, 32, 4]
 
 
 def test_out_of_memory_among_unreadable_images_and_views(tmp_path, encoder, photos, monkeypatch):
@@ -105,6 +123,39 @@ def test_other_errors_are_not_hidden(tmp_path, encoder, digits, monkeypatch):
 
     monkeypatch.setattr(encoder.backbone, "forward", fails)
     with pytest.raises(RuntimeError, match="a defect"):
+        embed(digits, encoder, tmp_path / "e")
+
+
+def test_an_error_on_the_way_changes_no_arithmetic(tmp_path, encoder, digits, monkeypatch):
+    forward, formats = encoder.backbone.forward, []
+
+    def fails_once(x):
+        formats.append(x.is_contiguous(memory_format=torch.channels_last))
+        if len(formats) == 2:
+            raise RuntimeError("a passing defect")
+        return forward(x)
+
+    monkeypatch.setattr(encoder.backbone, "forward", fails_once)
+    with pytest.raises(RuntimeError, match="a passing defect"):
+        embed(digits, encoder, tmp_path / "e", batch_size=50)
+    assert formats == [True, True]
+
+
+def test_an_encoder_in_training_goes_on_with_it(tmp_path, encoder, digits):
+    embed(digits, encoder, tmp_path / "a")
+    encoder.train()
+    encoder.backbone.get_submodule(next(name for name, _ in encoder.backbone.named_children())).eval()
+    before = {name: module.training for name, module in encoder.named_modules()}
+    embed(digits, encoder, tmp_path / "b")
+    assert {name: module.training for name, module in encoder.named_modules()} == before
+    assert set(before.values()) == {True, False}
+    assert table_bytes(tmp_path / "a") == table_bytes(tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_weights_of_another_kind_are_named(tmp_path, digits, kind):
+    encoder = make_encoder().to(getattr(torch, kind))
+    with pytest.raises(QScoreError, match=rf"expected weights in float32, got {kind} \(.*\); call encoder.float\(\)"):
         embed(digits, encoder, tmp_path / "e")
 
 

@@ -1,11 +1,14 @@
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from reference.tables import Dying, damage, make_encoder, table_bytes
+from reference.tables import Dying, Imageless, OddError, damage, make_encoder, table_bytes
 
 from qscore import QScoreError, embed
 from qscore.embedding import processes, read_skipped, run, skipped_path, views_path
@@ -105,6 +108,49 @@ def test_a_process_that_dies_ends_the_run(tmp_path, photos):
     encoder = Encoder(Dying(), make_encoder().source)
     with pytest.raises(QScoreError, match=r"process [12] of 2 ended with code 3; the same command goes on"):
         embed(photos, encoder, tmp_path / "e", devices=2, device="cpu")
+
+
+def start_ended(monkeypatch, code):
+    """Let processes have ended as soon as they are started; returns the list of the arguments they were given."""
+    given = []
+    ended = SimpleNamespace(start=lambda: None, terminate=lambda: None, join=lambda: None, exitcode=code)
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda args, **_: given.append(args) or ended)
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda _: context)
+    return given
+
+
+def test_a_process_that_dies_before_it_has_heard_its_work(tmp_path, photos, whole, monkeypatch):
+    encoder = make_encoder(name="small:resnet10-16")  # larger than a pipe
+    errand = make_errand(encoder, photos, tmp_path / "parts")
+    given = start_ended(monkeypatch, code=-9)
+    with processes.started_processes([errand], [torch.device("cpu")] * 2) as watch:
+        assert sum(len(x) for arguments in given for x in arguments if isinstance(x, bytes | str)) < 100
+        with pytest.raises(QScoreError, match="process 1 of 2 ended with code -9; the same command goes on"):
+            watch()
+
+
+def test_a_part_that_vanishes_is_not_waited_for(tmp_path, encoder, photos, whole, monkeypatch):
+    errand = make_errand(encoder, photos, tmp_path / "parts")
+    start_ended(monkeypatch, code=0)
+    with processes.started_processes([errand], [torch.device("cpu")] * 2) as watch:
+        watch()  # the part may have come just before the process ended
+        with pytest.raises(QScoreError, match="a part has vanished from .*/parts; one run at a time"):
+            watch()
+
+
+def test_what_a_process_did_not_foresee_is_raised_and_not_printed(tmp_path, encoder, photos, capfd):
+    with pytest.raises(RuntimeError) as caught:
+        embed(Imageless(open_images(photos)), encoder, tmp_path / "e", devices=2, device="cpu")
+    # It would start others as this one, and Ctrl-C does not reach it.
+    assert str(caught.value) == f"{multiprocessing.get_start_method()}, undisturbed"
+    assert "in image" in caught.value.__notes__[0] and "Traceback" not in capfd.readouterr().err
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_errors_that_do_not_travel_go_as_their_text():
+    assert repr(processes._sendable(KeyError("lost"))) == "KeyError('lost')"
+    assert repr(processes._sendable(OddError(1, "odd"))) == "RuntimeError('OddError: odd 1')"
+    assert not hasattr(processes._sendable(QScoreError("clear")), "__notes__")
 
 
 def test_no_image_at_all_leaves_nothing(tmp_path, encoder, photos):

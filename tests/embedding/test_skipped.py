@@ -9,6 +9,7 @@ from qscore import QScoreError, embed
 from qscore._stores import StoreError
 from qscore.embedding import Skipped, read_skipped, run, skipped_path
 from qscore.images import open_images, subset
+from qscore.images.sources import ImageRecord
 from qscore.tables import open_embeddings
 
 
@@ -152,3 +153,24 @@ def test_images_too_elongated_to_resize_are_left_out(tmp_path, encoder, photos, 
     assert skipped.id == "a/99.png" and "is too elongated" in skipped.reason
     with pytest.raises(QScoreError, match=r"99\.png: an image of 1 x 400 pixels is too elongated"):
         embed(photos, encoder, tmp_path / "e2", on_error="raise")
+
+
+def test_many_images_in_a_row_that_cannot_be_read_fit_into_a_shard(tmp_path, encoder, photos):
+    class Mostly:
+        name, labels, class_names, fingerprint = "mostly", None, None, "none"
+
+        def __len__(self):
+            return 20_000
+
+        def record(self, index):
+            return ImageRecord(f"images/{index:09d}.jpg", f"/data/images/{index:09d}.jpg", None)
+
+        def image(self, index):
+            if index == 0:
+                return Image.new("RGB", (8, 8))
+            raise QScoreError(f"/data/images/{index:09d}.jpg: cannot read the image: Permission denied")
+
+    embed(Mostly(), encoder, tmp_path / "e")
+    assert len(read_skipped(tmp_path / "e")) == 19_999
+    # Readers refuse metadata of 100 MB, which a million such images would then have.
+    assert (tmp_path / "e" / "part-00000.parquet").stat().st_size < 20_000 * 100

@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,10 @@ import torch
 from PIL import Image
 from reference.tables import make_encoder, table_bytes
 from timm.models import VisionTransformer
+from torch import nn
 
 from qscore import QScoreError, embed
-from qscore.embedding import run
+from qscore.embedding import run, shards, skipped_path, views_path
 from qscore.encoders import Encoder, build_backbone
 from qscore.encoders.readout import read_out
 from qscore.images import open_images, subset
@@ -174,6 +176,123 @@ def test_a_table_to_be_replaced_stays_until_its_successor_is_whole(tmp_path, enc
     embed(digits, other, tmp_path / "e", overwrite=True)
     embed(digits, other, tmp_path / "whole")
     assert table_bytes(tmp_path / "e") == table_bytes(tmp_path / "whole")
+
+
+def replaced_halfway(tmp_path, digits, moved):
+    """Return a table some of whose shards have been replaced by a whole successor's; the others are still to come."""
+    other = make_encoder(seed=1)
+    embed(digits, other, tmp_path / "whole")
+    (tmp_path / "e" / ".successor").mkdir(parents=True)
+    for k, shard in enumerate(sorted((tmp_path / "whole").iterdir())):
+        folder = tmp_path / "e" if k < moved else tmp_path / "e" / ".successor"
+        (folder / shard.name).write_bytes(shard.read_bytes())
+    return other
+
+
+@pytest.mark.parametrize("moved", range(5))
+def test_a_replacement_killed_while_it_moved_loses_nothing(tmp_path, digits, monkeypatch, moved):
+    monkeypatch.setattr(run, "SHARD_ROWS", 30)
+    other = replaced_halfway(tmp_path, digits, moved)
+    monkeypatch.setattr(other.backbone, "forward", lambda x: pytest.fail("computed again"))
+    embed(digits, other, tmp_path / "e", overwrite=True)
+    assert table_bytes(tmp_path / "e") == table_bytes(tmp_path / "whole")
+    assert not (tmp_path / "e" / ".successor").exists()
+
+
+def test_a_replacement_killed_while_it_wrote_is_resumed(tmp_path, encoder, digits, monkeypatch):
+    monkeypatch.setattr(run, "SHARD_ROWS", 30)
+    other = replaced_halfway(tmp_path, digits, 0)
+    embed(digits, encoder, tmp_path / "old")
+    for shard in (tmp_path / "old").iterdir():
+        shard.rename(tmp_path / "e" / shard.name)
+    (tmp_path / "e" / ".successor" / ".part-00003.parquet.0abc.tmp").write_bytes(b"half a shard")
+    (tmp_path / "e" / ".successor" / "part-00003.parquet").unlink()
+    embed(digits, other, tmp_path / "e", overwrite=True)
+    assert table_bytes(tmp_path / "e") == table_bytes(tmp_path / "whole")
+    assert not (tmp_path / "e" / ".successor").exists()
+
+
+@pytest.mark.parametrize("name", ["part-0.parquet", "part-00000-8f2e-c000.snappy.parquet", "part-notes.parquet"])
+def test_tables_by_others_are_never_replaced(tmp_path, encoder, digits, name):
+    (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(QScoreError, match=rf"holds other files \({name}\)"):
+        embed(digits, encoder, tmp_path, overwrite=True)
+    assert (tmp_path / name).read_bytes() == b"theirs"
+
+
+def test_shards_are_in_the_order_of_their_numbers(tmp_path):
+    names = [f"part-{k:05d}.parquet" for k in (99_998, 99_999, 100_000, 100_001)]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert [path.name for path in shards._list_shards(tmp_path)] == names
+
+
+def test_the_working_folder_has_a_name_too(tmp_path, encoder, digits, monkeypatch):
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    for folder, out in (("here", "."), ("here/deeper", "..")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert views_path(out) == tmp_path / "here-views" and skipped_path(out) == tmp_path / "here.skipped.csv"
+    (tmp_path / "here" / "deeper").rmdir()
+    monkeypatch.chdir(tmp_path / "here")
+    embed(digits, encoder, ".", views=1)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["here", "here-views", *["part-00000.parquet"] * 2]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, encoder, digits, monkeypatch):
+    embed(digits, encoder, tmp_path / "done")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(encoder.backbone, "forward", lambda x: pytest.fail("computed"))
+    with pytest.raises(QScoreError, match="cannot write .*file/e: .*file is no folder"):
+        embed(digits, encoder, tmp_path / "file" / "e")
+    monkeypatch.setattr(shards.os, "access", lambda *_: False)
+    with pytest.raises(QScoreError, match="cannot write .*new/e: .* may not be written to; choose another place"):
+        embed(digits, encoder, tmp_path / "new" / "e")
+    embed(digits, encoder, tmp_path / "done")  # nothing is to be written
+
+
+@pytest.mark.parametrize("label", [2**63, -(2**63) - 1])
+def test_labels_too_large_are_refused_before_any_work(tmp_path, encoder, digits, monkeypatch, label):
+    digits.labels[3] = label
+    monkeypatch.setattr(encoder.backbone, "forward", lambda x: pytest.fail("computed"))
+    with pytest.raises(QScoreError, match=rf"digits: expected labels from -2\*\*63 to 2\*\*63 - 1, got {label}"):
+        embed(digits, encoder, tmp_path / "e")
+
+
+def test_a_single_feature_is_refused_before_any_work(tmp_path, digits):
+    encoder = Encoder(nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), make_encoder().source)
+    with pytest.raises(QScoreError, match="encoder: expected at least 2 features, got 1"):
+        embed(digits, encoder, tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_several_sources_end_to_end(tmp_path, encoder, photos):
+    embed([photos / "a", photos / "b"], encoder, tmp_path / "e")
+    ids = open_embeddings(tmp_path / "e").read().columns["id"].to_pylist()
+    assert ids == [f"{i:02d}.png" for i in (*range(0, 12, 2), *range(1, 12, 2))]
+
+
+def test_an_interrupted_run_waits_for_no_fingerprint(tmp_path, encoder, digits):
+    ended = threading.Event()
+
+    class Interrupted:
+        name, labels, class_names, record = digits.name, digits.labels, None, digits.record
+        waited = None
+
+        @property
+        def fingerprint(self):
+            Interrupted.waited = not ended.wait(20)
+            return digits.fingerprint
+
+        def __len__(self):
+            return len(digits)
+
+        def image(self, index):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(Interrupted(), encoder, tmp_path / "e")
+    assert Interrupted.waited is None
+    ended.set()
 
 
 def test_the_first_batch_waits_for_no_fingerprint(tmp_path, encoder, digits):

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import pytest
+from scipy.stats import beta
 
 from qscore.evaluate import SCORES
 from qscore.evaluate.verdict import sentences
@@ -8,15 +11,22 @@ def interval(value, low, high):
     return {"auroc": {"value": value, "low": low, "high": high}}
 
 
-def metrics(q=(0.7, 0.6, 0.8), difference=(0.1, 0.05, 0.15), rivals=0.6, n_wrong=100, converged=True, **special):
+def metrics(q=(0.7, 0.6, 0.8), difference=(0.1, 0.05, 0.15), rivals=0.6, n_correct=900, n_wrong=100, **special):
     others = {score.name: interval(rivals, rivals - 0.05, rivals + 0.05) for score in SCORES}
     scores = others | {"q_score": interval(*q)} | {name: interval(*value) for name, value in special.items()}
-    probe = {"n_correct": 900, "n_wrong": n_wrong, "n_train": 500, "accuracy": 0.9, "converged": converged}
+    n = n_correct + n_wrong
     return {
-        "n": 900 + n_wrong,
-        "probe": probe,
+        "n": n,
+        "probe": None,
+        "base_rate": {"correct": n_correct / n, "wrong": n_wrong / n},
+        "n_duplicates": {"train": 0, "test": 0},
         "scores": scores,
         "q_minus": {name: interval(*difference) for name in scores if name != "q_score"},
+        "class_mean": {},
+        "gain": {},
+        "claims": None,
+        "calibration": None,
+        "left_out": {},
     }
 
 
@@ -46,13 +56,34 @@ def test_against_the_norm(difference, verdict):
 
 def test_the_highest_rival_is_named_and_the_choice_confessed():
     (said,) = [s for s in sentences(metrics(hoyer=(0.75, 0.7, 0.8))) if "came out highest" in s]
-    assert said.startswith("Of the 5 other label-free scores, Hoyer sparsity came out highest on these rows")
+    n = sum(score.kind == "rival" for score in SCORES)
+    assert said.startswith(f"Of the {n} label-free rivals, Hoyer sparsity came out highest on these rows")
 
 
-def test_few_of_either_outcome_and_an_unfinished_probe_are_confessed():
+def test_few_of_either_outcome_are_confessed():
     assert sentences(metrics(n_wrong=7))[-1].startswith("Only 7 rows are wrong")
     assert "Only" not in sentences(metrics())[-1]
-    few = metrics(n_wrong=100)
-    few["probe"]["n_correct"] = 5
-    assert sentences(few)[-1].startswith("Only 5 rows are correct")
-    assert "stopped before its optimum" in sentences(metrics(converged=False))[1]
+    assert sentences(metrics(n_correct=5))[-1].startswith("Only 5 rows are correct")
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [
+        ((0.02, 0.01, 0.03), "Q adds to the feature norm: together their AUROC, out of fold, changes by +0.020"),
+        ((0.02, -0.01, 0.03), "Q cannot be shown to add to the feature norm"),
+    ],
+)
+def test_what_q_adds_to_the_norm(gain, verdict):
+    found = metrics()
+    found["gain"] = {"q_on_top_of": {"l2_norm": interval(*gain)["auroc"]}, "on_top_of_q": {}}
+    assert any(sentence.startswith(verdict) for sentence in sentences(found))
+
+
+@pytest.mark.parametrize(("n_correct", "undefined"), [(300, True), (325, True), (340, False)])
+def test_a_probe_is_at_chance_unless_its_whole_interval_lies_above_the_commonest_class(n_correct, undefined):
+    found = metrics(n_correct=n_correct, n_wrong=1000 - n_correct)
+    probe = SimpleNamespace(title="linear probe", n_train=500, sentences=list)
+    found["probe"] = {"majority": 0.3, "n_correct": n_correct}
+    low = beta.ppf(0.025, n_correct, 1000 - n_correct + 1)
+    assert (low <= 0.3) == undefined
+    assert any("failure prediction is undefined" in s for s in sentences(found, probe)) == undefined

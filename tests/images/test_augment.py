@@ -108,15 +108,22 @@ def test_hue_turns_both_ways():
     assert_uniform((hues + 0.5) % 1 - 0.5, -0.1, 0.1)
 
 
-def test_blur_is_a_gaussian_of_a_tenth_of_the_size(rng):
+@pytest.mark.parametrize(("kernel", "radius"), [(0.1, 2), (0.26, 6)])
+def test_blur_is_a_gaussian_of_a_fraction_of_the_size(rng, kernel, radius):
     image = torch.from_numpy(rng.integers(0, 256, (1, 3, 50, 50), dtype=np.uint8))
-    offsets = np.arange(-2, 3)
-    kernel = np.exp(-(offsets**2) / (2 * 1.5**2))
-    kernel = np.outer(kernel, kernel) / kernel.sum() ** 2
-    blurred = views_of(image, blur=1, sigma=(1.5, 1.5))[0]
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
+    weights = np.outer(weights, weights) / weights.sum() ** 2
+    blurred = views_of(image, blur=1, sigma=(1.5, 1.5), kernel=kernel)[0]
     for channel in range(3):
-        expected = ndimage.correlate(image[0, channel].numpy() / 255, kernel, mode="mirror")
+        expected = ndimage.correlate(image[0, channel].numpy() / 255, weights, mode="mirror")
         np.testing.assert_allclose(blurred[channel], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [4, 5, 8, 33])
+def test_the_widest_kernel_fits_into_the_view(rng, size):
+    images = torch.from_numpy(rng.integers(0, 256, (2, 3, size, size), dtype=np.uint8))
+    assert views_of(images, blur=1, sigma=(2, 2), kernel=1.0).std() < images.float().div(255).std()
 
 
 def test_solarize_inverts_the_bright_pixels():
@@ -164,6 +171,8 @@ def test_steps_that_never_happen_are_left_out():
         ({"hue": 0.6}, "expected hue from 0 to 0.5, got 0.6"),
         ({"brightness": -0.1}, "expected brightness from 0 to inf, got -0.1"),
         ({"scale": (0.0, 1.0)}, "expected scale to be two numbers, 0 < low <= high <= 1, got 0.0, 1.0"),
+        ({"kernel": 0.0}, "expected kernel above 0, at most 1, got 0.0"),
+        ({"kernel": 1.1}, "expected kernel above 0, at most 1, got 1.1"),
         ({"sigma": (2.0, 1.0)}, "expected sigma to be two numbers, 0 < low <= high <= inf, got 2.0, 1.0"),
     ],
 )

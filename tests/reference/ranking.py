@@ -34,3 +34,23 @@ def aurc(score, correct):
         ranked = [c for group in orders for c in group]
         areas.append(fmean(sum(not c for c in ranked[: k + 1]) / (k + 1) for k in range(len(ranked))))
     return math.fsum(areas) / len(areas)
+
+
+def selective_risks(score, correct):
+    """The error rate among the k highest of scores without ties, for k = 1, ..., n."""
+    ranked = [c for _, c in sorted(zip(score, correct, strict=True), reverse=True)]
+    return [sum(not c for c in ranked[:k]) / k for k in range(1, len(ranked) + 1)]
+
+
+def aurc_of_torch_uncertainty(score, correct):
+    """Trapezoids over the coverages 1 / n to 1, stretched to the length 1 (its class ``AURC``)."""
+    risks = selective_risks(score, correct)
+    n = len(risks)
+    return math.fsum((a + b) / 2 / n for a, b in itertools.pairwise(risks)) / (1 - 1 / n)
+
+
+def aurc_of_fd_shifts(score, correct):
+    """Trapezoids over the coverages 0 to 1, where the risk at 0 is that at 1 / n, times 1,000 (its ``rc_stats``)."""
+    risks = selective_risks(score, correct)
+    risks = [risks[0], *risks]
+    return 1000 * math.fsum((a + b) / 2 / (len(risks) - 1) for a, b in itertools.pairwise(risks))

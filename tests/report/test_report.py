@@ -109,6 +109,6 @@ def test_the_charts_are_drawn_in_a_browser_without_a_network(run_dir, tmp_path):
         timeout=120,
     ).stdout
     drawn = re.findall(r'<div id="chart-(\w+)"[^>]*class="[^"]*vega-embed', dom)
-    assert drawn == ["q", "activation", "risk", "compression"]
-    assert len(re.findall(r"<(svg|canvas)[^>]*class=.marks", dom)) == 4
+    assert drawn == ["q", "activation", "compression", "risk", "forest", "reliability"]
+    assert len(re.findall(r"<(svg|canvas)[^>]*class=.marks", dom)) == 6
     assert json.loads((run_dir / "metrics.json").read_text())["sentences"][0] in dom

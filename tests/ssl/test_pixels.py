@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,15 @@ from PIL import Image
 from qscore import QScoreError
 from qscore.images import open_images, subset
 from qscore.ssl import pixels
-from qscore.ssl.pixels import batch_rows, channel_statistics, load_pixels, mixed_seed
+from qscore.ssl.pixels import (
+    InMemory,
+    Share,
+    channel_statistics,
+    load_pixels,
+    memory_limit,
+    mixed_seed,
+    pixel_bytes,
+)
 
 
 def test_images_of_the_right_size_are_taken_as_they_are(few_digits):
@@ -23,10 +33,34 @@ def test_other_images_are_resized_by_their_shorter_side_and_cropped(tmp_path, rn
     np.testing.assert_array_equal(loaded.permute(1, 2, 0), expected)
 
 
-def test_too_many_pixels_are_refused(few_digits, monkeypatch):
-    monkeypatch.setattr(pixels, "MEMORY_LIMIT", 24 * 3 * 8 * 8 - 1)
-    with pytest.raises(QScoreError, match=r"digits: 24 images of 8 x 8 pixels take .* GiB, but at most .* smaller"):
-        load_pixels(few_digits, 8, workers=1)
+def test_too_many_pixels_are_refused(few_digits):
+    needed = 24 * 3 * 8 * 8
+    assert load_pixels(few_digits, 8, workers=1, limit=needed).nbytes == needed == pixel_bytes(24, 8)
+    with pytest.raises(
+        QScoreError, match=r"digits: 24 images of 8 x 8 pixels take .* GiB, but at most .*; stream them"
+    ):
+        load_pixels(few_digits, 8, workers=1, limit=needed - 1)
+
+
+def test_the_limit_is_shared_by_the_processes_and_heeds_a_containers(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(pixels, "CGROUP_LIMIT", tmp_path / "memory.max")
+    alone = memory_limit(cpu, 1)
+    assert alone == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2, rel=1e-6)
+    assert memory_limit(cpu, 4) == pytest.approx(alone / 4, rel=1e-6)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(cpu, 1) == alone
+    (tmp_path / "memory.max").write_text("2000000\n")
+    assert memory_limit(cpu, 1) == 1_000_000
+
+
+def test_greyscale_of_8_and_16_bits_comes_as_three_equal_channels(tmp_path, rng):
+    values = rng.integers(0, 256, (9, 9), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    loaded = load_pixels(open_images(tmp_path), 9, workers=1)
+    for image in loaded:
+        np.testing.assert_array_equal(image, np.stack([values] * 3))
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
@@ -48,17 +82,31 @@ def test_a_constant_channel_keeps_a_positive_deviation():
     assert channel_statistics(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)) == ((0, 0, 0), (0.01, 0.01, 0.01))
 
 
+def share(**changes):
+    return Share(**({"n": 12, "seed": 7, "size": 4, "batches": 3, "epochs": 2} | changes))
+
+
 def test_an_epoch_visits_each_row_once_in_an_order_of_its_own():
-    epochs = [torch.cat([batch_rows(12, 7, epoch, batch, 4, 0, 1) for batch in range(3)]) for epoch in (0, 1)]
+    epochs = [torch.cat([share().rows(epoch, batch) for batch in range(3)]) for epoch in (0, 1)]
     assert [sorted(rows.tolist()) for rows in epochs] == [list(range(12))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert torch.equal(epochs[0][:4], batch_rows(12, 7, 0, 0, 4, 0, 1))
+    assert torch.equal(epochs[0][:4], share().rows(0, 0))
+    assert not torch.equal(epochs[0], torch.cat([share(seed=8).rows(0, batch) for batch in range(3)]))
 
 
 def test_processes_share_the_batch_that_one_would_take():
-    whole = batch_rows(20, 0, 3, 1, 8, 0, 1)
-    shares = [batch_rows(20, 0, 3, 1, 8, rank, 2) for rank in (0, 1)]
+    whole = share(n=20, size=8).rows(3, 1)
+    shares = [share(n=20, size=8, rank=rank, world=2).rows(3, 1) for rank in (0, 1)]
+    assert [len(rows) for rows in shares] == [4, 4]
     assert sorted(torch.cat(shares).tolist()) == sorted(whole.tolist())
+
+
+def test_images_in_memory_serve_all_views(few_digits):
+    feed = InMemory(load_pixels(few_digits, 8, workers=1))
+    feed.open(share(n=24), torch.device("cpu"))
+    first, second = feed.images(1, 2, 2)
+    assert torch.equal(first, feed.pixels[share(n=24).rows(1, 2)])
+    assert torch.equal(first, second)
 
 
 def test_seeds_differ_by_every_part_of_the_place():

@@ -5,13 +5,21 @@ import pytest
 from PIL import Image
 
 from qscore import QScoreError
-from qscore.images import open_images
-from qscore.ssl.recipes import choose_backbone, choose_recipe, make_plan, parse_overrides, typical_side
+from qscore.encoders import build_backbone
+from qscore.images import open_images, subset
+from qscore.ssl import dino, swav
+from qscore.ssl.methods import METHODS
+from qscore.ssl.overrides import parse_overrides
+from qscore.ssl.recipes import choose_backbone, choose_recipe, make_plan, typical_side
 from qscore.ssl.simclr import RECIPES, Config
+
+RECIPES_OF_DINO = dino.RECIPES
+FITTING = {"swav": {"n_prototypes": 30}, "dino": {"output_dim": 64}, "moco": {"queue_size": 64}}
 
 
 def plan(source, **changes):
-    arguments = {"backbone": None, "recipe": "auto", "epochs": None, "overrides": {}, "image_size": None, "parts": 1}
+    arguments = {"backbone": None, "recipe": "auto", "epochs": None, "overrides": {}, "image_size": None}
+    arguments |= {"devices": 1, "accumulate": 1}
     return make_plan(changes.pop("method", "simclr"), source, **(arguments | changes))
 
 
@@ -57,7 +65,7 @@ def test_large_images_are_trained_on_at_224_pixels(tmp_path):
 def test_the_batch_shrinks_to_a_quarter_of_the_images(digits, few_digits):
     assert plan(digits, recipe="imagenet").config.batch_size == 1797 // 4
     assert plan(few_digits).config.batch_size == 6
-    assert plan(few_digits, parts=4, overrides={"batch_size": 23}).config.batch_size == 20
+    assert plan(few_digits, devices=2, accumulate=2, overrides={"batch_size": 23}).config.batch_size == 20
 
 
 def test_a_shorter_training_keeps_the_shape_of_its_schedule(digits):
@@ -70,6 +78,29 @@ def test_overrides_replace_fields_and_nested_fields(digits):
     expected = asdict(RECIPES["cifar"])
     expected |= {"lr": 1, "augment": expected["augment"] | {"flip": 0.0, "scale": (0.5, 1), "size": 8}}
     assert asdict(config) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("recipe", ["imagenet", "cifar", "small"])
+def test_views_of_every_method_have_the_sizes_of_the_images(method, recipe):
+    images = subset(open_images("digits"), range(1000))
+    config = plan(images, method=method, recipe=recipe, image_size=64, overrides=FITTING.get(method, {})).config
+    module = METHODS[method].build(build_backbone("small:resnet10-2"), 16, config)
+    assert [view.size for view in module.views] == [64, 64] + [24] * getattr(config, "n_local", 0)
+
+
+def test_local_views_may_have_another_size(digits):
+    overrides = {"local.size": 5, "n_local": 2, "augment2.blur": 0.5}
+    config = plan(digits, method="dino", recipe="small", overrides=overrides).config
+    assert (config.augment.size, config.augment2.size, config.local.size, config.augment2.blur) == (8, 8, 5, 0.5)
+    assert config.augment.blur == RECIPES_OF_DINO["small"].augment.blur != 0.5
+
+
+def test_what_goes_through_together_settles_what_a_recipe_leaves_open(digits):
+    settled = plan(digits, method="swav", recipe="small", overrides={"batch_size": 64}, accumulate=4, devices=2).config
+    assert (settled.batch_size, settled.n_prototypes) == (64, 8)
+    with pytest.raises(QScoreError, match="n_prototypes: expected at most 16, got 20"):
+        plan(digits, method="swav", recipe="small", overrides={"batch_size": 64, "n_prototypes": 20}, accumulate=4)
 
 
 def test_parse_overrides_by_type():
@@ -85,6 +116,31 @@ def test_parse_overrides_by_type():
     }
 
 
+def test_parse_overrides_of_other_kinds():
+    assert parse_overrides(["batch_norm=true", "local.scale=0.1,0.2"], dino.Config) == {
+        "batch_norm": True,
+        "local.scale": (0.1, 0.2),
+    }
+    assert parse_overrides(["n_prototypes=none"], swav.Config) == {"n_prototypes": None}
+    assert parse_overrides(["n_prototypes=30"], swav.Config) == {"n_prototypes": 30}
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "message"),
+    [
+        ("batch_norm=maybe", dino.Config, "batch_norm: expected true or false, got 'maybe'"),
+        ("n_prototypes=few", swav.Config, "n_prototypes: expected an integer, or none, got 'few'"),
+        ("augment2.blurr=1", dino.Config, "unknown setting 'augment2.blurr'; did you mean 'augment2.blur'? Known"),
+        ("locl.scale=1,1", dino.Config, "unknown setting 'locl.scale'; did you mean 'local.scale'"),
+    ],
+)
+def test_overrides_of_other_kinds_that_cannot_be_read(text, config, message):
+    with pytest.raises(QScoreError) as error:
+        parse_overrides([text], config)
+    assert str(error.value).startswith(message)
+    assert "augment.*, augment2.* and local.*" in str(error.value) or "unknown" not in message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -96,6 +152,7 @@ def test_parse_overrides_by_type():
         ("augment.flop=1", "unknown setting 'augment.flop'; did you mean 'augment.flip'"),
         ("hue=1", "unknown setting 'hue'; did you mean 'augment.hue'"),
         ("augment=1", "unknown setting 'augment'"),
+        ("augment.scale=a,b", "augment.scale: expected two numbers with a comma between, got 'a,b'"),
     ],
 )
 def test_overrides_that_cannot_be_read(text, message):
@@ -107,7 +164,11 @@ def test_overrides_that_cannot_be_read(text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "simclar"}, "method 'simclar': expected one of simclr; did you mean 'simclr'"),
+        (
+            {"method": "simclar"},
+            "method 'simclar': expected one of simclr, moco, swav, byol, simsiam, dino, vicreg, barlow; "
+            "did you mean 'simclr'",
+        ),
         ({"recipe": "cifer"}, "recipe 'cifer': expected auto, imagenet, cifar, small; did you mean 'cifar'"),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"overrides": {"learning_rate": 1}}, "unknown setting 'learning_rate'"),
@@ -116,7 +177,10 @@ def test_overrides_that_cannot_be_read(text, message):
         ({"overrides": {"lr": -1.0}}, "lr: expected a number of at least 0, got -1.0"),
         ({"overrides": {"batch_size": 1}}, "batch_size: expected 2 to 24, the number of images, got 1"),
         ({"overrides": {"batch_size": 25}}, "batch_size: expected 2 to 24, the number of images, got 25"),
-        ({"overrides": {"batch_size": 8}, "parts": 5}, "batch_size: expected at least 2 images in each of 5 parts"),
+        (
+            {"overrides": {"batch_size": 8}, "accumulate": 5},
+            "batch_size: expected at least 2 images in each of 5 parts",
+        ),
         ({"overrides": {"warmup_epochs": 100.0}}, "warmup_epochs: expected from 0 to below "),
         ({"overrides": {"optimizer": "adam"}}, "optimizer 'adam': expected one of lars, adamw, sgd; did you mean"),
         ({"overrides": {"augment.size": 9}}, "augment.size: set the image size instead"),

@@ -64,7 +64,7 @@ def test_imagenet_settings_are_the_papers():
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
-        ({"hidden_dim": 0}, "hidden_dim, output_dim: expected positive integers, got 0, 128"),
+        ({"hidden_dim": 0}, "hidden_dim: expected a positive number, got 0"),
     ],
 )
 def test_settings_out_of_range(settings, message):

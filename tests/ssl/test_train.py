@@ -1,30 +1,30 @@
 import csv
 import json
 import logging
-import os
 import signal
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_training import (
+    TINY,
+    ask_to_terminate,
+    assert_same,
+    at_call,
+    crash,
+    press_ctrl_c,
+    spoil_gradient,
+    spoil_weights,
+    train_tiny,
+    weights_of,
+)
 
 from qscore import QScoreError, load_encoder, pretrain
 from qscore.encoders import Preprocessing
 from qscore.ssl import watch
 from qscore.ssl.pixels import channel_statistics, load_pixels
 from qscore.ssl.simclr import SimCLR
-
-TINY = {  # two epochs of three steps, in a fraction of a second
-    "backbone": "small:resnet10-2",
-    "epochs": 2,
-    "device": "cpu",
-    "overrides": {"batch_size": 8, "hidden_dim": 8, "output_dim": 4},
-}
-
-
-def train_tiny(images, out, **changes):
-    return pretrain("simclr", images, out, **(TINY | changes))
 
 
 @pytest.fixture(scope="module")
@@ -37,50 +37,6 @@ def trained(few_digits, tmp_path_factory):
 def accumulated(few_digits, tmp_path_factory):
     """The same, each batch taken in two parts."""
     return train_tiny(few_digits, tmp_path_factory.mktemp("accumulated"), accumulate=2).parent
-
-
-def at_call(monkeypatch, number, action):
-    """Do something in a certain forward pass of the method."""
-    forward = SimCLR.forward
-    calls = iter(range(1, 1000))
-
-    def wrapped(self, views):
-        if next(calls) == number:
-            action(self)
-        return forward(self, views)
-
-    monkeypatch.setattr(SimCLR, "forward", wrapped)
-
-
-def crash(_method):
-    raise RuntimeError("power cut")
-
-
-def press_ctrl_c(_method):
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def ask_to_terminate(_method):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def spoil_weights(method):
-    with torch.no_grad():
-        method.head.layers[0].weight[0, 0] = float("nan")
-
-
-def assert_same(file, folder):
-    ours, theirs = load_file(file), load_file(folder / "encoder.safetensors")
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-
-
-def spoil_gradient(method):
-    method.head.layers[0].weight.register_hook(lambda gradient: gradient * float("nan"))
-
-
-def weights_of(folder):
-    return torch.cat([p.flatten().float() for p in load_file(folder / "encoder.safetensors").values()])
 
 
 def test_the_encoder_is_written_with_its_preprocessing(trained, few_digits):
@@ -246,12 +202,20 @@ def test_a_failure_to_save_keeps_the_older_checkpoint(few_digits, tmp_path, monk
     assert not list(tmp_path.glob(".*"))
 
 
-def test_images_left_over_by_the_batches_wait_for_another_epoch(tmp_path):
+def test_a_loss_that_is_not_finite_in_a_part_of_a_batch_is_that_batchs(few_digits, tmp_path, monkeypatch):
+    at_call(monkeypatch, 9, spoil_weights)  # the first part of the fifth step
+    with pytest.raises(QScoreError, match=r"the loss is nan at step 5 \(epoch 2\)"):
+        train_tiny(few_digits, tmp_path, accumulate=2)
+
+
+def test_images_left_over_by_the_batches_wait_for_another_epoch(tmp_path, caplog):
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(5):
         Image.new("RGB", (8 + i, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    caplog.set_level(logging.INFO, "qscore.ssl")
     train_tiny(folder, tmp_path / "out", overrides=TINY["overrides"] | {"batch_size": 2})
+    assert "each epoch leaves out 1 images, other ones each time, that do not fill a batch" in caplog.text
     assert torch.load(tmp_path / "out" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
@@ -284,6 +248,8 @@ def test_after_step_is_called_once_for_each_optimiser_step(few_digits, tmp_path,
         ({"device": "cuda:99"}, "device 'cuda:99': torch finds "),
         ({"precision": "16"}, "precision '16': expected one of 32-true, 16-mixed, bf16-mixed"),
         ({"accumulate": 0}, "devices, accumulate: expected at least 1, and one device if it is named, got 1, 0"),
+        ({"keep_every": 0}, "keep_every: expected at least 1 epoch, got 0"),
+        ({"keep_every": 3}, "keep_every: expected 1 to 2 epochs, got 3"),
         ({"workers": 0}, "workers: expected at least 1, got 0"),
         ({"images": "no-such-folder"}, "images 'no-such-folder'"),
     ],

@@ -8,9 +8,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from qscore import __version__
-from qscore._validate import QScoreError, nearest, require
+from qscore._validate import require
+from qscore.cli.calibrate_verb import calibrate_app
 from qscore.cli.encoder_verbs import Heads, Layer, Method, Normalisation, StemPadding, Tokens, encoder_app, load
-from qscore.cli.tables import representation, score_summary, verdict
+from qscore.cli.evaluate_verb import evaluate_app
+from qscore.cli.finetune_verb import finetune_app
+from qscore.cli.options import BatchSize, Device, Images, Overwrite, Precision, Seed, Workers, read_epsilon
+from qscore.cli.pretrain_verb import pretrain_app
+from qscore.cli.rank_verb import rank_app
+from qscore.cli.tables import score_summary, verdict
 from qscore.cli.verb import Outcome, verb
 
 __all__ = ["app", "main"]
@@ -31,21 +37,12 @@ features_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(features_app, name="features")
+app.add_typer(pretrain_app)
+app.add_typer(finetune_app)
+app.add_typer(rank_app)
 app.add_typer(encoder_app)
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images per forward pass.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode images.", show_default="by the source")]
-Precision = Annotated[
-    Literal["32-true", "bf16-mixed", "16-mixed"], typer.Option(help="Arithmetic of the network, in Lightning's names.")
-]
-IMAGES = (
-    "A folder of images, a .csv or .parquet list, .npz archives or WebDataset tars (a pattern in quotes), "
-    "torchvision:NAME/SPLIT, hf:NAME:SPLIT, or 'digits'."
-)
-Images = Annotated[str, typer.Argument(help=IMAGES)]
+app.add_typer(evaluate_app)
+app.add_typer(calibrate_app)
 
 
 def _version(wanted: bool) -> None:
@@ -79,57 +76,6 @@ def demo(
 
     report, metrics = run(out, seed=seed, overwrite=overwrite)
     return Outcome({"report": str(report), "metrics": metrics}, [*verdict(metrics), f"Report: {report.resolve()}"])
-
-
-@app.command()
-@verb
-def pretrain(
-    method: Annotated[str, typer.Argument(help="simclr")],
-    images: Annotated[str, typer.Option(help=IMAGES)],
-    out: Annotated[Path, typer.Option(help="Encoder directory to write.")],
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="torchvision:resnet18, timm:NAME, small:resnet18-16, ...", show_default="by the image size"),
-    ] = None,
-    recipe: Annotated[
-        Literal["auto", "small", "cifar", "imagenet"], typer.Option(help="Defaults to start from.")
-    ] = "auto",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images.", show_default="the recipe's")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the method.")
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "32-true",
-    overwrite: Overwrite = False,
-) -> Outcome:
-    """Train an encoder on unlabeled images; the same command continues a run that was interrupted.
-
-    Example:  qscore pretrain simclr --images 'data/train-*.npz' --out encoders/simclr --epochs 20
-    """
-    require("lightning", "vision")
-    from qscore.ssl import METHODS, parse_overrides
-    from qscore.ssl import pretrain as run
-
-    if method not in METHODS:
-        raise QScoreError(f"method {method!r}: expected one of {', '.join(METHODS)}{nearest(method, METHODS)}")
-    overrides = parse_overrides(settings or [], METHODS[method].recipes["imagenet"])
-    result = run(
-        method,
-        images,
-        out,
-        backbone=backbone,
-        recipe=recipe,
-        epochs=epochs,
-        overrides=overrides,
-        seed=seed,
-        device=device,
-        precision=precision,
-        overwrite=overwrite,
-    )
-    return Outcome({"encoder": str(result)}, [f"Encoder: {result}"])
 
 
 @app.command()
@@ -342,61 +288,8 @@ def merge(
     return Outcome({"features": str(out), **asdict(summary)}, [text])
 
 
-@app.command()
-@verb
-def evaluate(
-    scores: Annotated[Path, typer.Argument(help="A score table.")],
-    embeddings: Annotated[Path, typer.Option(help="The embedding table it was made from, with labels or without.")],
-    train_embeddings: Annotated[
-        Path | None, typer.Option(help="Labelled embeddings to fit the probe on.", show_default="80 % of the rows")
-    ] = None,
-    view_embeddings: Annotated[
-        Path | None, typer.Option(help="Embeddings of augmented views, as embed --views writes them, for alignment.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results.", show_default="that of SCORES")] = None,
-    overwrite: Overwrite = False,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 2000,
-    seed: Seed = 0,
-) -> Outcome:
-    """Say how well Q predicts the linear probe's mistakes, beside its rivals; without labels, measure the whole.
-
-    Example:  qscore evaluate scores.parquet --embeddings embeddings
-    """
-    from qscore.evaluate import evaluate_scores
-
-    metrics = evaluate_scores(
-        scores,
-        embeddings,
-        train_embeddings,
-        view_embeddings=view_embeddings,
-        out=out,
-        overwrite=overwrite,
-        resamples=resamples,
-        seed=seed,
-    )
-    return Outcome(metrics, [*verdict(metrics), *representation(metrics["representation"])])
-
-
-@app.command()
-@verb
-def report(run_dir: Annotated[Path, typer.Argument(help="A run directory with scores.parquet.")]) -> Outcome:
-    """Write report.html: one file that opens without a network.
-
-    Example:  qscore report runs/demo
-    """
-    from qscore.report import write_report
-
-    path = write_report(run_dir)
-    return Outcome({"report": str(path)}, [f"Report: {path.resolve()}"])
-
-
 def _epsilon(text: str | None) -> float | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return text  # type: ignore[return-value]
-    try:
-        return float(text)
-    except ValueError:
-        raise QScoreError(f"epsilon: expected a positive number or 'auto', got {text!r}") from None
+    return None if text is None else read_epsilon(text)
 
 
 def main() -> None:

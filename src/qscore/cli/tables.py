@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -31,22 +32,48 @@ def score_summary(summary: dict[str, Any], out: Path) -> list[Any]:
 
 
 def verdict(metrics: dict[str, Any]) -> list[Any]:
-    """Return failure prediction as a table, where there is one, and as sentences."""
-    parts: list[Any] = []
-    if metrics.get("scores"):
-        from qscore.evaluate import SCORES
+    """Return failure prediction as tables, where there is any, and as sentences."""
+    if not metrics.get("scores"):
+        return list(metrics["sentences"])
+    from qscore.evaluate import SCORES
 
-        table = Table(title="Telling the probe's correct rows from its wrong ones (95 % paired bootstrap intervals)")
-        for column in ("score", "AUROC", "AP correct", "AP wrong", "AURC"):
-            table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
-        base = metrics["base_rate"]
-        table.add_row("base rate", "0.500", f"{base['correct']:.3f}", f"{base['wrong']:.3f}", f"{base['wrong']:.3f}")
-        for score in SCORES:
-            statistics = metrics["scores"][score.name]
-            cells = [f"{s['value']:.3f} ({s['low']:.3f}, {s['high']:.3f})" for s in statistics.values()]
-            table.add_row(score.title + (" (labels)" if score.needs_labels else ""), *cells)
-        parts.append(table)
-    return [*parts, *metrics["sentences"]]
+    table = Table(
+        title="Telling correct rows from wrong ones (95 % paired bootstrap intervals)",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("score", "AUROC", "AP correct", "AP wrong", "AURC"):
+        table.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
+    base = metrics["base_rate"]
+    table.add_row("base rate", "0.500", f"{base['correct']:.3f}", f"{base['wrong']:.3f}", f"{base['wrong']:.3f}")
+    shown = [score for score in SCORES if score.name in metrics["scores"]]
+    for score in shown:
+        cells = [_bounds(found) for found in metrics["scores"][score.name].values()]
+        table.add_row(score.title + (" (labels)" if score.needs_labels else ""), *cells)
+    differences = Table(
+        title="AUROC of Q and of each other score, and what either adds to the other",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("score", "Q minus it", "Q adds to it", "it adds to Q", "in classes"):
+        differences.add_column(column, justify="left" if column == "score" else "right", no_wrap=True)
+    gain, mean = metrics["gain"], metrics["class_mean"]
+    for score in shown:
+        found = [
+            metrics["q_minus"].get(score.name, {}).get("auroc"),
+            gain.get("q_on_top_of", {}).get(score.name),
+            gain.get("on_top_of_q", {}).get(score.name),
+        ]
+        within = mean.get(score.name, {}).get("auroc")
+        cells = ["" if one is None else _bounds(one, "+.3f") for one in found]
+        differences.add_row(score.title, *cells, "" if within is None else f"{within['value']:.3f}")
+    return [table, differences, *metrics["sentences"]]
+
+
+def _bounds(found: dict[str, float], form: str = ".3f") -> str:
+    return f"{found['value']:{form}} ({found['low']:{form}}, {found['high']:{form}})"
 
 
 def representation(found: dict[str, Any]) -> list[Any]:

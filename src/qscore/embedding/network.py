@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qscore._validate import QScoreError
+from qscore._validate import QScoreError, one_line
 from qscore.encoders import Encoder
 
 __all__ = ["PRECISIONS", "Network", "pick_device"]
 
 log = logging.getLogger(__name__)
 
+# Most of torch's allocators raise a plain RuntimeError, as do cuDNN and cuBLAS.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
 
 
@@ -39,7 +41,7 @@ def pick_device(name: str) -> torch.device:
 
 @final
 class Network:
-    """Computes representations on a device, for as long as the ``with`` block lasts; then the encoder goes home.
+    """Computes representations on a device, for as long as the ``with`` block lasts; then the encoder is as it was.
 
     Parameters
     ----------
@@ -58,17 +60,21 @@ class Network:
         self._device = device
         self._dtype = PRECISIONS[precision]
         self._images = self._asked = self._told = images
+        self._proven = False
         # Convolutions are faster with channels last, on CPUs too; a vision transformer has a single one.
         convolutional = sum(p.ndim == 4 for p in encoder.parameters()) > 1
         self._format = torch.channels_last if convolutional else torch.contiguous_format
 
     def __enter__(self) -> "Network":
         self._home = next((p.device for p in self._encoder.parameters()), torch.device("cpu"))
+        self._training = [module for module in self._encoder.modules() if module.training]
         _move(self._encoder.eval(), self._device, self._format)
         return self
 
     def __exit__(self, *_: object) -> None:
         _move(self._encoder, self._home, torch.contiguous_format)
+        for module in self._training:
+            module.training = True
 
     def __call__(self, x: Tensor, readable: Sequence[bool]) -> np.ndarray:
         """Return the representations of a batch, float32.
@@ -113,15 +119,28 @@ class Network:
         if len(x) == 0:
             return np.empty((0, self._encoder.dim), np.float32)
         try:
-            return self._run(x)
-        except torch.OutOfMemoryError:
-            return None
-        except RuntimeError:  # networks that call view() on what they take to be contiguous
-            if self._format is torch.contiguous_format:
+            h = self._run(x)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                return None
+            # At first it may be a network that calls view() on what it takes to be contiguous.
+            if self._proven or self._format is torch.contiguous_format:
+                self._refuse_weights(error)
                 raise
+        else:
+            self._proven = True
+            return h
         self._format = torch.contiguous_format
         _move(self._encoder, self._device, self._format)
         return self._try(x)
+
+    def _refuse_weights(self, error: RuntimeError) -> None:
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self._encoder.parameters() if p.is_floating_point()}
+        if kinds - {"float32"}:
+            raise QScoreError(
+                f"the encoder: expected weights in float32, got {', '.join(sorted(kinds))} ({one_line(error)}); "
+                "call encoder.float(), and choose the arithmetic with precision="
+            ) from error
 
     def _run(self, x: Tensor) -> np.ndarray:
         with torch.inference_mode(), torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
@@ -136,6 +155,10 @@ class Network:
         self._images //= 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def _move(encoder: Encoder, device: torch.device, memory_format: torch.memory_format) -> None:

@@ -7,17 +7,21 @@ share the output's folder and nothing else: a part is a file there, and goes int
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import torch
 
 from qscore._validate import QScoreError
+from qscore.embedding.forward import deaths_told
 from qscore.embedding.network import pick_device
 from qscore.embedding.parts import Job, Part, PartFolder, compute
 
@@ -105,9 +109,10 @@ def run_errands(errands: Sequence[Errand], rank: Rank, device: torch.device, aft
     """Compute this process's share of every table; ``after`` is called whenever a part is there."""
     for errand in errands:
         shards = errand.share(rank)
-        for part in compute(errand.job, shards, device, lambda _images, _rows: None):
-            errand.folder.write(part)
-            after()
+        with deaths_told():
+            for part in compute(errand.job, shards, device, lambda _images, _rows: None):
+                errand.folder.write(part)
+                after()
 
 
 def take_parts(errand: Errand) -> Iterator[Part | None]:
@@ -125,35 +130,61 @@ def started_processes(errands: Sequence[Errand], devices: Sequence[torch.device]
     Yields
     ------
     callable
-        Waits a moment; raises what a process raised, or `QScoreError` if one has died.
+        Waits a moment; raises what a process raised, or `QScoreError` if no more parts can come.
     """
     context = multiprocessing.get_context("spawn")
+    decoders = multiprocessing.get_start_method()
     payload = pickle.dumps(list(errands))
     running: list[tuple[BaseProcess, Connection]] = []
+    done = False
+
+    def watch() -> None:
+        nonlocal done
+        if done:
+            folders = ", ".join(str(errand.folder.path) for errand in errands)
+            raise QScoreError(f"a part has vanished from {folders}; one run at a time can write a table")
+        _watch(running)
+        done = all(process.exitcode == 0 for process, _ in running)
+
     try:
         for number, device in enumerate(devices):
-            ours, theirs = context.Pipe(duplex=False)
-            arguments = (payload, Rank(number, len(devices)), str(device), torch.get_num_threads(), theirs)
+            ours, theirs = context.Pipe()
+            arguments = (Rank(number, len(devices)), str(device), torch.get_num_threads(), decoders, theirs)
             process: BaseProcess = context.Process(target=_run, args=arguments, name=f"qscore-embed-{number}")
-            process.start()
+            with _interrupts_waiting():
+                process.start()
+                running.append((process, ours))
             theirs.close()
-            running.append((process, ours))
-        yield lambda: _watch(running)
+        # Not among the arguments: they are written before a process has begun, and if it dies then, are waited for.
+        for _, connection in running:
+            with suppress(OSError):  # it has died, as will be said when its parts are missed
+                connection.send_bytes(payload)
+        yield watch
     finally:
-        for process, connection in running:
+        for process, _ in running:
             process.terminate()
+        for process, connection in running:
             process.join()
             connection.close()
+
+
+@contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Let Ctrl-C wait; processes started meanwhile never feel it, so that this one alone says that it came."""
+    resource_tracker.ensure_running()  # starting it later would let interrupts through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _watch(running: Sequence[tuple[BaseProcess, Connection]]) -> None:
     time.sleep(PAUSE)
     for number, (process, connection) in enumerate(running):
-        try:
-            if connection.poll():
-                raise connection.recv()
-        except EOFError:
-            process.join()
+        error = _received(connection)
+        if error is not None:
+            raise error
         if process.exitcode:
             raise QScoreError(
                 f"process {number + 1} of {len(running)} ended with code {process.exitcode}; "
@@ -161,20 +192,40 @@ def _watch(running: Sequence[tuple[BaseProcess, Connection]]) -> None:
             )
 
 
-def _run(payload: bytes, rank: Rank, device: str, threads: int, connection: Connection) -> None:
+def _received(connection: Connection) -> Exception | None:
+    try:
+        error: Exception | None = connection.recv() if connection.poll() else None
+    except (EOFError, OSError):  # it has ended, or is about to
+        return None
+    return error
+
+
+def _run(rank: Rank, device: str, threads: int, decoders: str, connection: Connection) -> None:
     """Do this process's share; what went wrong is sent, not printed."""
     parent = multiprocessing.parent_process()
     if parent is not None:  # if it is killed, nobody is left to take the parts
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # Forked where that is the custom: spawned ones take long to come, and stay behind if this one dies meanwhile.
+    multiprocessing.set_start_method(decoders, force=True)
     target = torch.device(device)
     if target.type == "cpu":
         torch.set_num_threads(max(1, threads // rank.count))
     try:
-        run_errands(pickle.loads(payload), rank, target, lambda: None)
-    except QScoreError as error:
-        connection.send(error)
-    except KeyboardInterrupt:
-        os._exit(130)
+        run_errands(pickle.loads(connection.recv_bytes()), rank, target, lambda: None)
+    except Exception as error:
+        with suppress(OSError):  # there is nobody any more to tell
+            connection.send(_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that outlasts the way to another process; where nobody foresaw it, with its traceback."""
+    if not isinstance(error, QScoreError):
+        error.add_note(traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # one that is made of other arguments than its message
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -3,10 +3,11 @@
 import hashlib
 import itertools
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 import qscore
 from qscore._progress import progress
 from qscore._validate import QScoreError, nearest
-from qscore.embedding.forward import Plain, Prepare, Views
+from qscore.embedding.forward import Plain, Prepare, Views, deaths_told
 from qscore.embedding.network import PRECISIONS
 from qscore.embedding.parts import Job, Part, PartFolder, compute
 from qscore.embedding.processes import (
@@ -46,7 +47,7 @@ ON_ERROR = ("skip", "raise")
 
 
 def embed(
-    images: str | Path | ImageSource,
+    images: str | Path | ImageSource | Sequence[str | Path],
     encoder: str | Path | Encoder,
     out: str | Path,
     *,
@@ -65,9 +66,9 @@ def embed(
 
     Parameters
     ----------
-    images : str, Path or ImageSource
+    images : str, Path, ImageSource or list of str or Path
         A folder, a CSV or Parquet list, ``.npz`` archives, WebDataset tars, ``"torchvision:CIFAR10/test"``,
-        ``"hf:ylecun/mnist:test"``, or ``"digits"``.
+        ``"hf:ylecun/mnist:test"``, ``"digits"``, or a Python list of such.
     encoder : str, Path or Encoder
         What :func:`qscore.load_encoder` takes, or an encoder.
     out : str or Path
@@ -112,33 +113,35 @@ def embed(
     _check_choice("on_error", on_error, ON_ERROR)
     rank = find_rank(devices)
     targets = pick_devices(device, devices, rank)
-    source = open_images(images) if isinstance(images, str | Path) else images
+    source = open_images(images)
     encoder = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+    if encoder.dim < 2:
+        raise QScoreError(f"encoder: expected at least 2 features, got {encoder.dim}")
     out = Path(out)
     if workers is None:
         many = len(source) * max(views, 1) >= WORKERS_FROM
         workers = max(1, torch.get_num_threads() // len(targets)) if many else 0
     # Asking a million files for their sizes takes a while; a new table needs the answer with its first shard only.
-    with _in_background(lambda: source.fingerprint) as fingerprint:
-        passes = [Pass(source, encoder, fingerprint, batch_size, precision)]
-        if views:
-            augmentation = replace(augmentation or Augmentation(), size=encoder.preprocess.crop)
-            passes.append(replace(passes[0], views=views, augmentation=augmentation, seed=seed))
-        places = [out, views_path(out)][: len(passes)]
-        writes = rank is None or rank.number == 0
-        work = [
-            Work(
-                open_shards(place, each.describe, each.rows_per_image, len(source), overwrite=overwrite, writes=writes),
-                each,
-                each.job(workers, on_error),
-            )
-            for place, each in zip(places, passes, strict=True)
-        ]
-        if devices == 1:
-            for each in work:
-                _write_alone(each, targets[0])
-        else:
-            _write_together(work, rank, targets)
+    fingerprint = _in_background(lambda: source.fingerprint)
+    passes = [Pass(source, encoder, fingerprint, batch_size, precision)]
+    if views:
+        augmentation = replace(augmentation or Augmentation(), size=encoder.preprocess.crop)
+        passes.append(replace(passes[0], views=views, augmentation=augmentation, seed=seed))
+    places = [out, views_path(out)][: len(passes)]
+    writes = rank is None or rank.number == 0
+    work = [
+        Work(
+            open_shards(place, each.describe, each.rows_per_image, len(source), overwrite=overwrite, writes=writes),
+            each,
+            each.job(workers, on_error),
+        )
+        for place, each in zip(places, passes, strict=True)
+    ]
+    if devices == 1:
+        for each in work:
+            _write_alone(each, targets[0])
+    else:
+        _write_together(work, rank, targets)
     if writes:
         work[0].table.write_skipped()
     return out
@@ -238,7 +241,7 @@ def _write_alone(work: Work, device: torch.device) -> None:
     """Compute and write the shards that are missing."""
     work.check()
     table, label_type = work.table, _label_type(work.what.source)
-    with progress(work.name, table.n_images, "images", start=table.start) as advance:
+    with deaths_told(), progress(work.name, table.n_images, "images", start=table.start) as advance:
 
         def before(images: int, rows: int) -> None:
             if rows:
@@ -292,7 +295,12 @@ def _assemble(work: Work, errand: Errand) -> Iterator[None]:
 def _label_type(source: ImageSource) -> pa.DataType | None:
     if source.labels is None:
         return None
-    return pa.int64() if all(isinstance(label, int | None) for label in source.labels) else pa.string()
+    if not all(isinstance(label, int | None) for label in source.labels):
+        return pa.string()
+    for label in source.labels:
+        if isinstance(label, int) and not -(2**63) <= label < 2**63:
+            raise QScoreError(f"{source.name}: expected labels from -2**63 to 2**63 - 1, got {label}")
+    return pa.int64()
 
 
 def _columns(
@@ -309,10 +317,18 @@ def _columns(
     return columns
 
 
-@contextmanager
-def _in_background(action: Callable[[], str]) -> Iterator["Future[str]"]:
-    with ThreadPoolExecutor(1, "qscore-fingerprint") as pool:
-        yield pool.submit(action)
+def _in_background(action: Callable[[], str]) -> "Future[str]":
+    """Begin an action whose result can wait; nothing waits for it where it is not asked for, Ctrl-C least of all."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="qscore-fingerprint", daemon=True).start()
+    return future
 
 
 def _check_numbers(batch_size: int, views: int, devices: int, workers: int | None) -> None:

@@ -1,9 +1,13 @@
 """The folder of a table's shards: what is there already, what comes next, and which images were left out."""
 
+import base64
 import csv
 import json
 import logging
+import os
+import re
 import shutil
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -23,7 +27,8 @@ __all__ = ["Shards", "Skipped", "read_skipped", "skipped_path", "views_path"]
 log = logging.getLogger(__name__)
 
 NOTES = b"qscore.shard"
-PARTS = ".parts-"
+SHARD = re.compile(r"part-[0-9]{5,}\.parquet")  # others' tables have parts by other names, and are not ours to replace
+PARTS, SUCCESSOR = ".parts-", ".successor"
 HEADER = ["id", "path", "reason"]
 
 
@@ -38,14 +43,19 @@ class Skipped:
 
 def views_path(out: str | Path) -> Path:
     """Return the table of augmented views that belongs to a table."""
-    out = Path(out)
-    return out.with_name(out.name + "-views")
+    return _beside(out, "-views")
 
 
 def skipped_path(out: str | Path) -> Path:
     """Return the list of the images that were left out of a table."""
+    return _beside(out, ".skipped.csv")
+
+
+def _beside(out: str | Path, ending: str) -> Path:
     out = Path(out)
-    return out.with_name(out.name + ".skipped.csv")
+    if out.name in ("", ".."):  # such as ".", whose name the disk knows
+        out = out.resolve()
+    return out.parent / f"{out.name}{ending}"
 
 
 def read_skipped(out: str | Path) -> list[Skipped]:
@@ -96,9 +106,9 @@ class Shards:
         self.skipped += self._held.skipped
         record = self.describe()
         record["n_rows"] -= len(self.skipped) * self.rows_per_image
-        notes = json.dumps({"stop": self._held.stop, "skipped": [asdict(s) for s in self._held.skipped]})
+        notes = _pack({"stop": self._held.stop, "skipped": [asdict(s) for s in self._held.skipped]})
         path = _shard_path(self.folder, self.n_shards)
-        write_shard(path, np.concatenate(self._held.rows), self._held.columns, record, {NOTES: notes.encode()})
+        write_shard(path, np.concatenate(self._held.rows), self._held.columns, record, {NOTES: notes})
         self.n_shards, self.start, self._held = self.n_shards + 1, self._held.stop, None
 
     def hold(self, rows: list[np.ndarray], columns: dict[str, pa.Array], skipped: list[Skipped], stop: int) -> None:
@@ -134,7 +144,7 @@ class Shards:
                 shard.unlink()
             for shard in _list_shards(self.folder):
                 shard.replace(self.out / shard.name)
-            self.folder.rmdir()
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._clear_parts()
 
     def parts_path(self) -> Path:
@@ -199,7 +209,7 @@ def open_shards(
     Raises
     ------
     QScoreError
-        If the folder holds anything else, and ``overwrite`` is false.
+        If the folder holds anything else, and ``overwrite`` is false, or cannot be written.
     """
     folder = _working_folder(out, describe, overwrite=overwrite, writes=writes)
     shards = Shards(out, folder, describe, rows_per_image, n_images)
@@ -207,7 +217,18 @@ def open_shards(
         shards.start, skipped = _read_notes(path)
         shards.skipped += skipped
         shards.n_shards += 1
+    if writes and (folder != out or shards.start < n_images):
+        _check_writable(out)
     return shards
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a folder that cannot be written before anything is computed for it."""
+    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not folder.is_dir():
+        raise QScoreError(f"cannot write {out}: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise QScoreError(f"cannot write {out}: {folder} may not be written to; choose another place")
 
 
 def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwrite: bool, writes: bool) -> Path:
@@ -216,22 +237,24 @@ def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwr
     if not out.is_dir():
         raise QScoreError(f"{out} exists and is no folder; choose another name")
     strangers = sorted(
-        path.name for path in out.iterdir() if not path.name.startswith(".") and path not in _list_shards(out)
+        path.name for path in out.iterdir() if not path.name.startswith(".") and not SHARD.fullmatch(path.name)
     )
     if strangers:
         raise QScoreError(f"{out} holds other files ({strangers[0]}); choose another folder")
+    successor = out / SUCCESSOR
     if writes:
-        for leftover in out.glob(".part-*.tmp"):
+        for leftover in (*out.glob(".part-*.tmp"), *successor.glob(".part-*.tmp")):
             leftover.unlink()
     fingerprint = describe()["fingerprint"]
     if _belongs(out, fingerprint):
+        if writes:
+            _take_over(successor, out, fingerprint)
         return out
     if not overwrite:
         raise QScoreError(
             f"{out} holds a table of other images, another encoder or other settings; "
             "choose another folder, or replace it with --overwrite"
         )
-    successor = out / ".successor"
     if not _belongs(successor, fingerprint):
         if not writes:
             return out / ".none"
@@ -239,12 +262,23 @@ def _working_folder(out: Path, describe: Callable[[], dict[str, Any]], *, overwr
     return successor
 
 
+def _take_over(successor: Path, out: Path, fingerprint: str) -> None:
+    """Move what is left of a successor into its place, if a run was killed while it did so."""
+    k = len(_list_shards(out))
+    while _fingerprint(_shard_path(successor, k)) == fingerprint:
+        _shard_path(successor, k).replace(_shard_path(out, k))
+        k += 1
+    if not _list_shards(successor):
+        shutil.rmtree(successor, ignore_errors=True)
+
+
 def _shard_path(out: Path, k: int) -> Path:
     return out / f"part-{k:05d}.parquet"
 
 
 def _list_shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    found = (path for path in folder.glob("part-*.parquet") if SHARD.fullmatch(path.name))
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # number 100,000 has a digit more
 
 
 def _belongs(folder: Path, fingerprint: str) -> bool:
@@ -264,5 +298,15 @@ def _fingerprint(path: Path) -> str | None:
 
 def _read_notes(path: Path) -> tuple[int, list[Skipped]]:
     """Return how far a shard deals with the images, and which it left out."""
-    notes = json.loads(pq.read_schema(path).metadata[NOTES])
+    notes = _unpack(pq.read_schema(path).metadata[NOTES])
     return notes["stop"], [Skipped(**entry) for entry in notes["skipped"]]
+
+
+def _pack(notes: dict[str, Any]) -> bytes:
+    # Readers refuse metadata of 100 MB: what would otherwise be 300,000 images in a row that cannot be read.
+    return base64.b64encode(zlib.compress(json.dumps(notes).encode()))
+
+
+def _unpack(packed: bytes) -> dict[str, Any]:
+    notes: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(packed)))
+    return notes

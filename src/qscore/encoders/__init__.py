@@ -1,7 +1,7 @@
 """Encoders: load one from a library or from a checkpoint, build a fresh one, save one."""
 
 from qscore.encoders.backbones import build_backbone
-from qscore.encoders.checkpoint import convert_encoder, save_encoder
+from qscore.encoders.checkpoint import convert_encoder, save_again, save_encoder
 from qscore.encoders.encoder import Encoder, Source, measure_output
 from qscore.encoders.loading import load_encoder
 from qscore.encoders.preprocessing import Preprocessing
@@ -15,6 +15,7 @@ __all__ = [
     "convert_encoder",
     "load_encoder",
     "measure_output",
+    "save_again",
     "save_encoder",
     "summarise",
 ]

@@ -13,13 +13,13 @@ from torch import Tensor
 from qscore import __version__
 from qscore._files import atomic_path, check_output, sha256
 from qscore._validate import QScoreError
-from qscore.encoders.assembly import assemble
+from qscore.encoders.assembly import assemble, refuse_infinite
 from qscore.encoders.backbones import resolve_name
 from qscore.encoders.encoder import Encoder, Source
 from qscore.encoders.preprocessing import Preprocessing
 from qscore.encoders.readout import Readout
 
-__all__ = ["METADATA_KEY", "WEIGHTS", "convert_encoder", "load_checkpoint", "save_encoder"]
+__all__ = ["METADATA_KEY", "WEIGHTS", "convert_encoder", "load_checkpoint", "save_again", "save_encoder"]
 
 VERSION = 1
 WEIGHTS = "encoder.safetensors"
@@ -75,8 +75,39 @@ def save_encoder(
         If the weights do not fit the backbone, ``extra`` is not for JSON, or the directory cannot be written.
     """
     source = Source("qscore", resolve_name(backbone_name), preprocessing, method)
-    record, text = _describe(assemble(state_dict, source, "state_dict"), extra or {})
-    folder = Path(directory)
+    return _write(Path(directory), assemble(state_dict, source, "state_dict"), state_dict, extra or {})
+
+
+def save_again(directory: str | Path, encoder: Encoder, *, extra: Mapping[str, Any] | None = None) -> Path:
+    """Write an encoder of any origin, trained on, as `save_encoder` does.
+
+    Parameters
+    ----------
+    directory : str or Path
+        Made if absent.
+    encoder : Encoder
+        Made anew after its weights have changed.
+    extra : mapping or None
+        Anything else worth keeping, as JSON can hold it.
+
+    Returns
+    -------
+    Path
+        The safetensors file.
+
+    Raises
+    ------
+    QScoreError
+        If a weight is infinite or not a number, or the directory cannot be written.
+    """
+    network = encoder.backbone.network if isinstance(encoder.backbone, Readout) else encoder.backbone
+    state_dict = network.state_dict()
+    refuse_infinite(state_dict, "the encoder")
+    return _write(Path(directory), encoder, state_dict, extra or {})
+
+
+def _write(folder: Path, encoder: Encoder, state_dict: Mapping[str, Tensor], extra: Mapping[str, Any]) -> Path:
+    record, text = _describe(encoder, extra)
     content = _serialise(state_dict, text)
     with atomic_path(folder / READABLE) as file:
         file.write_text(json.dumps(record, indent=2) + "\n")

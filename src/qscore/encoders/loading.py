@@ -30,6 +30,7 @@ from qscore.encoders.released import load_released
 __all__ = ["load_encoder"]
 
 CONFIG = "config.json"
+TRAININGS = ("pretrain.json", "finetune.json")  # what `pretrain` and `finetune` write beside their state
 LONGEST_REASON = 400
 
 
@@ -101,6 +102,7 @@ def load_encoder(
         _refuse_options(f"'{library}:'", of_others)
         return _load_pretrained(library, name, readout, preprocessing)
     path = _existing_path(spec)
+    _refuse_training(path)
     if path.is_dir() and not Path(path, WEIGHTS).exists() and Path(path, CONFIG).is_file():
         _refuse_options("a directory", of_others)
         return _load_directory(path, readout, preprocessing)
@@ -126,6 +128,20 @@ def _existing_path(spec: str | Path) -> Path:
     if path.name == hub.WEIGHTS and METADATA_KEY not in read_metadata(path) and Path(path.parent, CONFIG).is_file():
         return path.parent
     return path
+
+
+def _refuse_training(path: Path) -> None:
+    """Refuse the state of a training, whose keys look like those of others' checkpoints."""
+    folder = path if path.is_dir() else path.parent
+    whole = Path(folder, WEIGHTS).is_file()
+    if (
+        not any(Path(folder, name).is_file() for name in TRAININGS)
+        or path.name == WEIGHTS
+        or (whole and path == folder)
+    ):
+        return
+    cure = f"load {folder}" if whole else "finish it by the call that began it, or load one of its checkpoints/epoch-*"
+    raise QScoreError(f"{path}: expected an encoder, got the state of a training; {cure}")
 
 
 def _refuse_options(what: str, options: tuple[Any, ...]) -> None:

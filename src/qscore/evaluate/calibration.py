@@ -21,13 +21,12 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import KFold
 
 from qscore._validate import QScoreError
-from qscore.evaluate.ranking import Interval
+from qscore.metrics import Interval, mean_interval
 
 __all__ = ["Calibration", "ReliabilityBin", "calibrate", "clopper_pearson", "labelled_rows", "reliability"]
 
 FOLDS = 5
 BINS = 10
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def calibrate(
         bins=curve,
         brier=float(squares.mean()),
         brier_base=float(base_squares.mean()),
-        gain=_mean_interval(base_squares - squares, seed),
+        gain=mean_interval(base_squares - squares, seed=seed),
         ece=sum(row.n * abs(row.predicted - row.observed) for row in curve) / len(score),
     )
 
@@ -235,10 +234,3 @@ def labelled_rows(score: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, n
 def _isotonic(score: np.ndarray, wrong: np.ndarray) -> Any:
     regression = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=False, out_of_bounds="clip")
     return regression.fit(score, wrong.astype(np.float64))
-
-
-def _mean_interval(values: np.ndarray, seed: int) -> Interval:
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))

@@ -1,30 +1,42 @@
-"""Does Q predict the linear probe's mistakes? Score table and embeddings in, an honest comparison out."""
+"""Does Q predict failure? Score table and embeddings in, an honest comparison out."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.model_selection import train_test_split
+from jaxtyping import Bool
 
 from qscore._files import atomic_path, check_output, sha256, to_json
 from qscore._validate import QScoreError
 from qscore.core import apply_scaling
+from qscore.evaluate.claims import claim_table
+from qscore.evaluate.classes import class_statistics
 from qscore.evaluate.compression import compression_curve
-from qscore.evaluate.probe import Probe, fit_probe
-from qscore.evaluate.ranking import bootstrap
+from qscore.evaluate.few_labels import few_labels
+from qscore.evaluate.gain import Gain, gains
+from qscore.evaluate.material import Material, gather, n_duplicates
+from qscore.evaluate.probes import Probe, fit_table_probe
+from qscore.evaluate.ranking import bootstrap, draw_spread
 from qscore.evaluate.representation import measure_representation
-from qscore.evaluate.scores import SCORES, Evidence
+from qscore.evaluate.scores import SCORES, Evidence, compute_scores
+from qscore.evaluate.tidy import tidy_table
 from qscore.evaluate.verdict import sentences
 from qscore.kernels import scan
-from qscore.scoring import features_path, read_scored, read_stored, summarize_scores
-from qscore.tables import EmbeddingBatch, EmbeddingTable, open_embeddings, with_record
+from qscore.scoring import features_path, read_stored, summarize_scores
+from qscore.tables import open_embeddings, with_record
+
+if TYPE_CHECKING:
+    from qscore.encoders import Encoder
 
 __all__ = ["evaluate_scores"]
 
-TEST_SHARE = 0.2
+OUTPUTS = ("metrics.json", "metrics.parquet", "evaluation.parquet")
+LABELLED = 500
+LEAST_FOR_GAIN = 10  # rows of the rarer outcome; five folds need some in each
 
 
 def evaluate_scores(
@@ -33,15 +45,21 @@ def evaluate_scores(
     train_embeddings: str | Path | None = None,
     *,
     view_embeddings: str | Path | None = None,
+    correct: str | Path | None = None,
+    probe: str = "logistic",
+    encoder: "str | Path | Encoder | None" = None,
+    device: str = "auto",
     out: str | Path | None = None,
     overwrite: bool = False,
+    labelled: int = LABELLED,
+    error_rate: float | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure how well Q, its rivals and the probe's own confidence predict the linear probe's mistakes.
+    """Measure how well Q, its ablations and its rivals predict which rows a linear probe gets wrong.
 
-    Writes ``evaluation.parquet`` (one row per held-out row: prediction, outcome, every score) and ``metrics.json``.
-    Without labels only the representation as a whole is measured, and ``metrics.json`` written.
+    Writes ``evaluation.parquet`` (one row per row under test: prediction, outcome, every score), ``metrics.json``, and
+    its numbers as a tidy table, ``metrics.parquet``. Without labels only the representation as a whole is measured.
 
     Parameters
     ----------
@@ -50,27 +68,44 @@ def evaluate_scores(
     embeddings : str or Path
         Their embedding table, with labels where there are any.
     train_embeddings : str or Path, optional
-        Labelled embeddings to fit the probe on. Without it the rows are split 80 / 20, stratified by label.
+        Labelled embeddings to fit the probe on, and the reference of rivals that need one. Without it the rows are
+        split 80 / 20, stratified by label.
     view_embeddings : str or Path, optional
-        Embeddings of augmented views, at least two of an image and next to each other, with the ids of ``embeddings``:
-        for alignment.
+        Embeddings of augmented views, those of an image next to each other, with the ids of ``embeddings``: for
+        alignment, augmentation cosine and neighbourhood consistency. Rivals without what they need are left out, and
+        named.
+    correct : str or Path, optional
+        A CSV or Parquet file with ``id`` and whether the row was classified correctly, as booleans or 0 and 1, by
+        whatever classifier: instead of a probe. Rows it does not name are not under test.
+    probe : {"logistic", "knn", "sgd"}, default="logistic"
+        What is fitted on frozen embeddings, see :mod:`qscore.evaluate.probes`.
+    encoder : str, Path or Encoder, optional
+        For ``probe="sgd"``: train on augmented images, reopened by the training table's ``path``, instead of on the
+        embeddings.
+    device : str, default="auto"
+        Where the probe is fitted.
     out : str or Path, optional
         Directory of the results; by default that of ``scores``.
     overwrite : bool, default=False
         Replace the results of an earlier evaluation.
+    labelled : int, default=500
+        Rows whose outcome calibration may use, at least 10; half of all at most. The others test it.
+    error_rate : float, optional
+        Wanted among the rows that calibration accepts, in (0, 1); by default half of the error rate of all rows.
     resamples : int, default=2000
         Bootstrap resamples of the rows, the same for every score; at least 1.
     seed : int, default=0
-        Seed of split and resamples, at least 0.
+        Seed of splits, draws and resamples, at least 0.
 
     Returns
     -------
     dict
-        The content of ``metrics.json``: ``probe``, ``base_rate``, ``scores`` (name -> statistic -> value, low,
-        high), ``q_minus`` (name -> difference), ``compression`` (accuracy of a linear classifier for each share of the
-        features and each way to choose them; None where it could not be measured), ``representation`` (as
-        :func:`~qscore.metrics.representation_metrics`, of all rows of ``embeddings``), ``score_table``, ``sentences``.
-        Without labels only ``n``, ``seed``, ``resamples`` and the last three.
+        The content of ``metrics.json``: ``probe`` (None with ``correct``), ``base_rate``, ``scores`` (name -> statistic
+        -> value, low, high), ``q_minus`` (name -> difference), ``random_d`` (spread over random sets), ``gain``,
+        ``left_out`` (name -> reason), ``classes``, ``class_mean``, ``claims``, ``calibration``, ``compression``,
+        ``representation`` (as :func:`~qscore.metrics.representation_metrics`, of all rows of ``embeddings``),
+        ``score_table``, ``sentences``. What could not be measured is None or empty, and a sentence says why. Without
+        labels only ``n``, ``seed``, ``resamples`` and the last three.
 
     Raises
     ------
@@ -80,207 +115,186 @@ def evaluate_scores(
     """
     if resamples < 1 or seed < 0:
         raise QScoreError(f"expected resamples >= 1 and seed >= 0, got {resamples} and {seed}")
+    if labelled < 10 or not (error_rate is None or 0 < error_rate < 1):
+        raise QScoreError(f"expected labelled >= 10 and error_rate between 0 and 1, got {labelled} and {error_rate}")
     folder = Path(out) if out else Path(scores).parent
-    for name in ("metrics.json", "evaluation.parquet"):
+    for name in OUTPUTS:
         check_output(folder / name, overwrite=overwrite)
-    test_table = open_embeddings(embeddings)
-    if train_embeddings is None and "label" not in test_table.columns:
-        return _without_labels(scores, test_table, view_embeddings, folder, resamples, seed)
-    rows, _, _ = read_scored(scores)
-    rows = rows.filter(rows.column("valid"))
-    if not rows.num_rows:
-        raise QScoreError(f"{scores}: no row is valid, all hold NaN or infinity")
-    test = _matched(test_table.read(), rows, str(embeddings))
-    labels = _labels(test, str(embeddings))
-    if train_embeddings is None:
-        train_rows, test_rows = _split(labels, seed)
-        train_H, train_labels = test.embedding[train_rows], labels[train_rows]
-        test, labels, rows = _take(test, test_rows), labels[test_rows], rows.take(test_rows)
-    else:
-        train_table = open_embeddings(train_embeddings)
-        train = train_table.read()
-        _check_training(train_table, train, test_table, test)
-        finite = np.isfinite(train.embedding).all(axis=1)
-        train_H, train_labels = train.embedding[finite], _labels(train, str(train_embeddings))[finite]
-    probe = fit_probe(train_H, train_labels, seed=seed)
-    predicted, confidence = probe.predict(test.embedding)
-    correct = predicted == labels
-    evidence = Evidence(rows, test.embedding, train_H, confidence)
-    values = {score.name: score.compute(evidence) for score in SCORES}
-    metrics = _metrics(values, correct, probe, resamples, seed)
-    metrics["representation"] = measure_representation(
-        scores, test_table, view_embeddings, resamples=resamples, seed=seed
-    )
-    metrics["score_table"] = asdict(summarize_scores(scores)) | {"sha256": sha256(scores)}
-    found, said = _compression(scores, (train_H, train_labels), (test.embedding, labels), resamples, seed)
-    metrics["compression"] = found
-    metrics["sentences"] = [*sentences(metrics), *said]
-    _write(folder, test.columns["id"], predicted, correct, values, metrics)
+    metrics: dict[str, Any] = {"n": 0, "resamples": resamples, "seed": seed}
+    table = open_embeddings(embeddings)
+    if correct is None and train_embeddings is None and "label" not in table.columns:
+        metrics["n"] = len(table)
+        metrics["sentences"] = [
+            f"{table.name} has no labels, so whether Q predicts failures was not tested; what follows describes the "
+            "representation as a whole."
+        ]
+        (folder / "evaluation.parquet").unlink(missing_ok=True)  # of an earlier evaluation, with labels
+        _add_whole(metrics, scores, embeddings, view_embeddings)
+        _write(folder, metrics)
+        return metrics
+    with ExitStack() as open_files:
+        found = gather(scores, embeddings, train_embeddings, view_embeddings, correct, seed, open_files)
+        probed = _outcome(found, probe, encoder, device, seed)
+        values, measured = _measure(
+            found, probed, labelled=labelled, error_rate=error_rate, resamples=resamples, seed=seed
+        )
+        metrics |= measured
+        metrics["compression"], said = _compression(scores, found, seed=seed, resamples=resamples)
+    _add_whole(metrics, scores, embeddings, view_embeddings)
+    metrics["sentences"] = [*sentences(metrics, probed.probe), *said]
+    _write(folder, metrics, _evaluation_table(found, probed, values, metrics))
     return metrics
 
 
+class Probed(NamedTuple):
+    """Which rows are correct, and by whom."""
+
+    probe: Probe | None
+    """None where the user brought the outcomes."""
+    predicted: np.ndarray | None
+    confidence: np.ndarray | None
+    correct: Bool[np.ndarray, " n"]
+
+
+def _outcome(found: Material, kind: str, encoder: "str | Path | Encoder | None", device: str, seed: int) -> Probed:
+    """Find out which rows are correct: by a probe, or by the user's file."""
+    if found.correct is not None:
+        return Probed(None, None, None, found.correct)
+    probe = fit_table_probe(
+        kind,
+        found.train,
+        found.train_labels,
+        paths=found.train_paths,
+        encoder=encoder,
+        device=device,
+        seed=seed,
+        test_labels=found.labels,
+    )
+    predicted, confidence = probe.predict(found.embedding)
+    return Probed(probe, predicted, confidence, predicted == found.labels)
+
+
+def _measure(
+    found: Material, probed: Probed, *, labelled: int, error_rate: float | None, resamples: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Compute every score, and measure how well it predicts which rows are correct."""
+    evidence = Evidence(
+        found.rows,
+        found.embedding,
+        found.train,
+        probed.confidence,
+        found.features,
+        views=found.views,
+        seed=seed,
+        train_is_test=found.train_is_test,
+        views_missing=found.views_missing or "",
+    )
+    values, left_out = compute_scores(evidence)
+    metrics = _failure(values, probed.correct, seed=seed, resamples=resamples)
+    metrics |= {"probe": _probe_record(probed), "left_out": left_out, "n_duplicates": n_duplicates(found)}
+    metrics |= _within(found, values, probed.correct, seed=seed, resamples=resamples)
+    metrics["calibration"] = few_labels(values, probed.correct, labelled=labelled, error_rate=error_rate, seed=seed)
+    return values, metrics
+
+
+def _probe_record(probed: Probed) -> dict[str, Any] | None:
+    if probed.probe is None:
+        return None
+    n, n_correct = len(probed.correct), int(probed.correct.sum())
+    return probed.probe.describe() | {"accuracy": n_correct / n, "n_correct": n_correct, "n_wrong": n - n_correct}
+
+
+def _failure(values: dict[str, np.ndarray], correct: np.ndarray, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Measure how well every score predicts the outcome, beside Q, and on top of it."""
+    n, n_correct = len(correct), int(correct.sum())
+    share = n_correct / n
+    found: dict[str, Any] = {"n": n, "base_rate": {"correct": share, "wrong": 1 - share}}
+    found |= {"scores": {}, "q_minus": {}, "random_d": None, "gain": {}}
+    if not 0 < n_correct < n:
+        return found
+    statistics, differences = bootstrap(values, correct, reference="q_score", resamples=resamples, seed=seed)
+    for key, table in (("scores", statistics), ("q_minus", differences)):
+        found[key] = {name: {key: asdict(interval) for key, interval in row.items()} for name, row in table.items()}
+    if "q_random_d" in values:
+        spread = draw_spread(values["q_random_d"], correct)
+        found["random_d"] = {name: asdict(row) for name, row in spread.items()}
+    if min(n_correct, n - n_correct) >= LEAST_FOR_GAIN:
+        gained = gains(values, correct, resamples=resamples, seed=seed)
+        found["gain"] = {"q_on_top_of": _plain(gained.on_top_of), "on_top_of_q": _plain(gained.on_top)}
+    return found
+
+
+def _plain(table: dict[str, Gain]) -> dict[str, Any]:
+    return {name: asdict(found.gain) for name, found in table.items()}
+
+
+def _within(
+    found: Material, values: dict[str, np.ndarray], correct: np.ndarray, *, seed: int, resamples: int
+) -> dict[str, Any]:
+    """Measure what holds within classes, and how the features of correct and wrong rows differ."""
+    within: dict[str, Any] = {"classes": [], "class_mean": {}, "claims": None}
+    if correct.all() or not correct.any():
+        return within
+    if found.labels is not None:
+        classes = class_statistics(values, found.labels, correct, resamples=resamples, seed=seed)
+        within["classes"] = classes.records()
+        within["class_mean"] = {
+            name: {key: asdict(interval) for key, interval in row.items()} for name, row in classes.mean.items()
+        }
+    claims = claim_table(found.rows, found.features, correct, found.labels, resamples=resamples, seed=seed)
+    verdicts = {verdict.claim: verdict.verdict for verdict in claims.verdicts}
+    records = [{key: None if value != value else value for key, value in row.items()} for row in claims.records()]
+    within["claims"] = {"records": records, "verdicts": verdicts, "sentences": claims.sentences()}
+    return within
+
+
 def _compression(
-    scores: str | Path,
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    resamples: int,
-    seed: int,
+    scores: str | Path, found: Material, *, seed: int, resamples: int
 ) -> tuple[list[dict[str, Any]] | None, list[str]]:
     """Measure how far the representation can be compressed, and say so; features are ranked on the training rows."""
+    if found.train_labels is None or found.labels is None:
+        return None, []
     stored = read_stored(features_path(scores))
-    H = train[0] if stored.scaling is None else apply_scaling(train[0], *stored.scaling)
+    H = found.train if stored.scaling is None else apply_scaling(found.train, *stored.scaling)
     rates = scan(H, stored.settings["epsilon"], two_sided=stored.settings["signed"]).counts
     try:
-        curve = compression_curve(*train, *test, rates, resamples=resamples, seed=seed)
+        curve = compression_curve(
+            found.train, found.train_labels, found.embedding, found.labels, rates, resamples=resamples, seed=seed
+        )
     except QScoreError as error:
         return None, [f"How far the representation can be compressed was not measured: {error}."]
     return curve.records(), curve.sentences()
 
 
-def _without_labels(
-    scores: str | Path,
-    table: EmbeddingTable,
-    view_embeddings: str | Path | None,
-    folder: Path,
-    resamples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Measure the representation alone; nothing is said of single rows."""
-    metrics = {
-        "n": len(table),
-        "resamples": resamples,
-        "seed": seed,
-        "representation": measure_representation(scores, table, view_embeddings, resamples=resamples, seed=seed),
-        "score_table": asdict(summarize_scores(scores)) | {"sha256": sha256(scores)},
-        "sentences": [
-            f"{table.name} has no labels, so whether Q predicts failures was not tested; what follows describes the "
-            "representation as a whole."
-        ],
-    }
-    (folder / "evaluation.parquet").unlink(missing_ok=True)  # of an earlier evaluation, with labels
-    _write_metrics(folder, metrics)
-    return metrics
-
-
-def _metrics(
-    values: dict[str, np.ndarray], correct: np.ndarray, probe: Probe, resamples: int, seed: int
-) -> dict[str, Any]:
-    n, n_correct = len(correct), int(correct.sum())
-    metrics: dict[str, Any] = {
-        "n": n,
-        "probe": {
-            "accuracy": n_correct / n,
-            "n_correct": n_correct,
-            "n_wrong": n - n_correct,
-            "n_train": probe.n_train,
-            "strength": probe.strength,
-            "converged": probe.converged,
-        },
-        "base_rate": {"correct": n_correct / n, "wrong": 1 - n_correct / n},
-        "resamples": resamples,
-        "seed": seed,
-        "scores": {},
-        "q_minus": {},
-    }
-    if 0 < n_correct < n:
-        statistics, differences = bootstrap(values, correct, reference="q_score", resamples=resamples, seed=seed)
-        for key, table in (("scores", statistics), ("q_minus", differences)):
-            metrics[key] = {
-                name: {statistic: asdict(interval) for statistic, interval in row.items()}
-                for name, row in table.items()
-            }
-    return metrics
-
-
-def _matched(table: EmbeddingBatch, rows: pa.Table, name: str) -> EmbeddingBatch:
-    """Return the embeddings in the order of the score table's ids."""
-    ids, wanted = table.columns["id"].to_pylist(), rows.column("id").to_pylist()
-    position = {key: i for i, key in enumerate(ids)}
-    for where, n_ids, distinct in ((name, len(ids), len(position)), ("the score table", len(wanted), len(set(wanted)))):
-        if distinct < n_ids:
-            raise QScoreError(f"{where}: {n_ids - distinct} ids come more than once; rows are matched by id")
-    missing = [key for key in wanted if key not in position]
-    if missing:
-        raise QScoreError(f"{len(missing)} of {len(wanted)} scored ids are not in {name}, the first is {missing[0]!r}")
-    return _take(table, np.array([position[key] for key in wanted]))
-
-
-def _check_training(
-    train_table: EmbeddingTable, train: EmbeddingBatch, test_table: EmbeddingTable, test: EmbeddingBatch
+def _add_whole(
+    metrics: dict[str, Any], scores: str | Path, embeddings: str | Path, view_embeddings: str | Path | None
 ) -> None:
-    """Refuse training rows that are test rows, of another width, or labelled in another way."""
-    name = train_table.name
-    if Path(name).resolve() == Path(test_table.name).resolve():
-        raise QScoreError(f"{name}: the training table is the table under test; the probe must not learn from it")
-    if "path" in train_table.columns and "path" in test_table.columns:
-        shared = set(train.columns["path"].to_pylist()) & set(test.columns["path"].to_pylist()) - {None}
-        if shared:
-            raise QScoreError(f"{name}: {len(shared)} images are under test too; the probe must not learn from them")
-    if train_table.n_features != test_table.n_features:
-        raise QScoreError(
-            f"{name} has {train_table.n_features} features, and the rows under test {test_table.n_features}; "
-            "both must come from the same encoder"
-        )
-    kinds = [table.columns["label"].type for table in (train, test) if "label" in table.columns]
-    if len(set(kinds)) == 2:
-        raise QScoreError(f"{name}: its labels are {kinds[0]}, those of the rows under test {kinds[1]}")
-
-
-def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split 80 / 20, stratified by label: the probe learns from the first part and is tested on the second."""
-    try:
-        train, test = train_test_split(np.arange(len(labels)), test_size=TEST_SHARE, random_state=seed, stratify=labels)
-    except ValueError as error:
-        raise QScoreError(f"cannot split {len(labels)} rows 80 / 20 by label: {error}") from error
-    return np.sort(train), np.sort(test)
-
-
-def _take(table: EmbeddingBatch, rows: np.ndarray) -> EmbeddingBatch:
-    columns = {name: column.take(pa.array(rows)) for name, column in table.columns.items()}
-    return EmbeddingBatch(table.embedding[rows], columns)
-
-
-def _labels(table: EmbeddingBatch, name: str) -> np.ndarray:
-    labels = table.columns.get("label")
-    if labels is None:
-        raise QScoreError(f"{name} has no column 'label'; failure prediction needs labels to test against")
-    if labels.null_count:
-        raise QScoreError(f"{name}: {labels.null_count} of {len(labels)} rows have no label")
-    values: np.ndarray = labels.to_numpy(zero_copy_only=False)
-    return values.astype(str) if values.dtype == object else values
-
-
-def _write(
-    out: Path,
-    ids: pa.Array,
-    predicted: np.ndarray,
-    correct: np.ndarray,
-    values: dict[str, np.ndarray],
-    metrics: dict[str, Any],
-) -> None:
-    table = pa.table(
-        {
-            "id": ids,
-            "predicted": predicted,
-            "correct": correct,
-            "fold": np.zeros(len(ids), dtype=np.int8),
-            **{name: value.astype(np.float32) for name, value in values.items()},
-        }
+    """Measure the representation as a whole; nothing is said of single rows."""
+    metrics["representation"] = measure_representation(
+        scores, open_embeddings(embeddings), view_embeddings, resamples=metrics["resamples"], seed=metrics["seed"]
     )
-    schema = with_record(
-        table.schema,
-        {
-            "kind": "evaluation",
-            "n": metrics["n"],
-            "seed": metrics["seed"],
-            "scores_sha256": metrics["score_table"]["sha256"],
-        },
-    )
-    with atomic_path(out / "evaluation.parquet") as temporary:
-        pq.write_table(table.replace_schema_metadata(schema.metadata), temporary)
-    _write_metrics(out, metrics)
+    metrics["score_table"] = asdict(summarize_scores(scores)) | {"sha256": sha256(scores)}
 
 
-def _write_metrics(out: Path, metrics: dict[str, Any]) -> None:
-    with atomic_path(out / "metrics.json") as temporary:
+def _evaluation_table(
+    found: Material, probed: Probed, values: dict[str, np.ndarray], metrics: dict[str, Any]
+) -> pa.Table:
+    n = len(probed.correct)
+    columns: dict[str, Any] = {"id": found.ids}
+    columns["predicted"] = pa.nulls(n, pa.string()) if probed.predicted is None else probed.predicted
+    columns |= {"correct": probed.correct, "fold": np.zeros(n, dtype=np.int8)}
+    single = [score.name for score in SCORES if score.name in values and values[score.name].ndim == 1]
+    table = pa.table(columns | {name: values[name].astype(np.float32) for name in single})
+    record = {"kind": "evaluation", "n": n, "seed": metrics["seed"]}
+    record["scores_sha256"] = metrics["score_table"]["sha256"]
+    return table.replace_schema_metadata(with_record(table.schema, record).metadata)
+
+
+def _write(folder: Path, metrics: dict[str, Any], evaluation: pa.Table | None = None) -> None:
+    tables = {"evaluation.parquet": evaluation, "metrics.parquet": tidy_table(metrics)}
+    for name, table in tables.items():
+        if table is not None:
+            with atomic_path(folder / name) as temporary:
+                pq.write_table(table, temporary)
+    with atomic_path(folder / "metrics.json") as temporary:
         temporary.write_text(to_json(metrics, indent=2) + "\n")

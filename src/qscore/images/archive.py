@@ -33,6 +33,8 @@ class ArchiveSource:
     ----------
     path : str
         The file.
+    prefixes : tuple of str
+        What may stand before ``data`` and ``offsets``.
 
     Raises
     ------
@@ -40,14 +42,15 @@ class ArchiveSource:
         If the file is damaged or a zip bomb, an array is missing, or the arrays contradict each other.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, prefixes: tuple[str, ...] = PREFIXES) -> None:
         self.name = path
-        arrays, checksum = _read(path)
-        prefix = next((p for p in PREFIXES if {p + "data", p + "offsets"} <= arrays.keys()), None)
+        self._prefixes = prefixes
+        arrays, checksum = _read(path, prefixes)
+        prefix = next((p for p in prefixes if {p + "data", p + "offsets"} <= arrays.keys()), None)
         if prefix is None:
+            expected = ", or ".join(f"'{p}data' and '{p}offsets'" for p in prefixes)
             raise QScoreError(
-                f"{path}: expected the arrays 'data' and 'offsets', or 'image_data' and 'image_offsets', "
-                f"got {', '.join(map(repr, sorted(arrays))) or 'none'}"
+                f"{path}: expected the arrays {expected}, got {', '.join(map(repr, sorted(arrays))) or 'none'}"
             )
         self._data = arrays[prefix + "data"]
         self._offsets = arrays[prefix + "offsets"]
@@ -56,8 +59,8 @@ class ArchiveSource:
         self._ids = _ids(arrays, len(self), path)
         self.fingerprint = fingerprint_lines([checksum, *self._ids])
 
-    def __reduce__(self) -> tuple[type["ArchiveSource"], tuple[str]]:
-        return ArchiveSource, (self.name,)
+    def __reduce__(self) -> tuple[type["ArchiveSource"], tuple[str, tuple[str, ...]]]:
+        return ArchiveSource, (self.name, self._prefixes)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -69,13 +72,17 @@ class ArchiveSource:
 
     def image(self, index: int) -> Image.Image:
         """Return an image, upright and in RGB."""
-        data = self._data[self._offsets[index] : self._offsets[index + 1]]
-        return decode_image(data.tobytes(), f"{self.name}#{index}")
+        return decode_image(self.encoded(index), f"{self.name}#{index}")
+
+    def encoded(self, index: int) -> bytes:
+        """Return the file of an image, as it is stored."""
+        data: bytes = self._data[self._offsets[index] : self._offsets[index + 1]].tobytes()
+        return data
 
 
-def _read(path: str) -> tuple[dict[str, NDArray[Any]], str]:
+def _read(path: str, prefixes: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], str]:
     """Return the arrays in question, and a SHA-256 of the checksums that the file holds of them."""
-    wanted = {prefix + name for prefix in PREFIXES for name in ("data", "offsets")} | set(OPTIONAL)
+    wanted = {prefix + name for prefix in prefixes for name in ("data", "offsets")} | set(OPTIONAL)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -57,11 +57,13 @@ class Augmentation:
     grayscale: float = 0.2
     """Probability that the colours are lost."""
     blur: float = 0.5
-    """Probability of a Gaussian blur, whose kernel spans a tenth of the view."""
+    """Probability of a Gaussian blur."""
     sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels."""
     solarize: float = 0.0
     """Probability that pixels above one half are inverted."""
+    kernel: float = 0.1
+    """Side of the blur's kernel as a fraction of the view's; above 0, at most 1."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.size <= 4096:
@@ -71,6 +73,8 @@ class Augmentation:
         for name in ("brightness", "contrast", "saturation"):
             _check(name, getattr(self, name), upper=float("inf"))
         _check("hue", self.hue, upper=0.5)
+        if not 0 < self.kernel <= 1:
+            raise QScoreError(f"augmentation: expected kernel above 0, at most 1, got {self.kernel}")
         for name, upper in (("scale", 1.0), ("ratio", float("inf")), ("sigma", float("inf"))):
             low, high = getattr(self, name)
             if not 0 < low <= high <= upper:
@@ -119,7 +123,7 @@ def _steps(a: Augmentation) -> list[nn.Module]:
     # Resampling crops the whole batch at once; kornia's default slices image by image, one kernel launch each.
     crop = RandomResizedCrop((a.size, a.size), a.scale, a.ratio, cropping_mode="resample")
     changes = (a.brightness, a.contrast, a.saturation, a.hue)
-    kernel = max(a.size // 20 * 2 + 1, 3)  # the odd number at a tenth of the size
+    kernel = max(int(a.kernel * a.size) // 2 * 2 + 1, 3)  # odd
     optional: list[tuple[float, Callable[[], nn.Module]]] = [
         (a.flip, lambda: RandomHorizontalFlip(p=a.flip)),
         (a.jitter * any(changes), lambda: ColorJitter(*changes, p=a.jitter)),

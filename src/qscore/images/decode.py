@@ -3,6 +3,7 @@
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import final
@@ -32,7 +33,7 @@ def read_image(path: str | Path) -> Image.Image:
     return decode_image(read_bytes(str(path)), str(path))
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, convert: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
     """Decode an image file held in memory as upright RGB.
 
     EXIF orientation is applied, transparent pixels are laid over white, 16 bits are scaled to 8, and of an animation
@@ -44,6 +45,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         The file's content.
     name : str
         Where it came from, for messages.
+    convert : callable, optional
+        What makes the result out of the upright image, by default `to_rgb`.
 
     Raises
     ------
@@ -55,7 +58,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     try:
         with _quiet, Image.open(io.BytesIO(data), formats=_formats()) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return (convert or to_rgb)(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise QScoreError(
             f"{name}: the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels and may be a decompression bomb; "

@@ -18,6 +18,7 @@ from qscore.images.sources import ImageRecord, check_unique, fingerprint_lines
 __all__ = ["ListSource"]
 
 COLUMNS = ("path", "id", "label")
+BY_NAME = ("digits#", "shapes#", "shapes:", "torchvision:", "hf:")  # locators that are no files
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # without leading zeros, which names have and numbers lose
 
 
@@ -142,6 +143,6 @@ def _labels(column: pa.ChunkedArray, name: str) -> list[Any] | None:
 
 
 def _resolve(path: str, folder: str | Path) -> str:
-    if is_uri(path) or Path(path).is_absolute() or path.startswith(("digits#", "torchvision:", "hf:")):
+    if is_uri(path) or Path(path).is_absolute() or path.startswith(BY_NAME):
         return path
     return f"{folder}/{path}" if isinstance(folder, str) else str(folder / path)

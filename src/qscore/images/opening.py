@@ -17,6 +17,7 @@ from qscore.images.files import is_uri, stamp
 from qscore.images.folder import FolderSource
 from qscore.images.lists import ListSource
 from qscore.images.published import HubSource, TorchvisionSource
+from qscore.images.shapes import ShapesSource
 from qscore.images.sources import ImageSource, Joined
 from qscore.images.tars import TarSource
 
@@ -41,6 +42,7 @@ def _beginning(prefix: str) -> Callable[[str], bool]:
 
 KINDS = (
     Kind("'digits'", lambda name: name == "digits", lambda _: DigitsSource()),
+    Kind("'shapes' or shapes:n=500,spurious=0", lambda name: name.partition(":")[0] == "shapes", ShapesSource),
     Kind("torchvision:NAME/SPLIT", _beginning("torchvision:"), TorchvisionSource),
     Kind("hf:NAME:SPLIT", _beginning("hf:"), HubSource),
     Kind("a folder of images", lambda name: bool(name) and Path(name).is_dir(), FolderSource),
@@ -48,7 +50,7 @@ KINDS = (
     Kind("a WebDataset tar (patterns such as 'train-{000..099}.tar' name several)", _ending(".tar"), TarSource),
     Kind("a .csv or .parquet list", _ending(".csv", ".parquet"), lambda name: ListSource(name, open_image)),
 )
-NAMES = ("digits",)
+NAMES = ("digits", "shapes")
 MEMBER = re.compile(r"\.tar(?=#)", re.IGNORECASE)
 # A numeric range, alternatives, or a stretch of text: whatever is no brace expression stands for itself.
 BRACES = re.compile(r"(\{(?:(\d{1,12})\.\.(\d{1,12})|([^{},]*(?:,[^{},]*)+))\}|[^{]+|\{)")
@@ -63,8 +65,9 @@ def open_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     source : str, Path, ImageSource or list of str or Path
         A folder of images; a ``.csv`` or ``.parquet`` list with a column ``path``, and ``id`` and ``label`` if there;
         an ``.npz`` archive; a WebDataset tar; a pattern such as ``"train-*.npz"`` or ``"train-{000..099}.tar"``;
-        ``"torchvision:CIFAR10/test"``; ``"hf:ylecun/mnist:test"``; or ``"digits"``. Lists and tars may lie in an
-        object store. A Python list is read end to end; an open source is returned as it is.
+        ``"torchvision:CIFAR10/test"``; ``"hf:ylecun/mnist:test"``; ``"digits"``; or ``"shapes"``, with settings such
+        as ``"shapes:n=500,spurious=0"``. Lists and tars may lie in an object store. A Python list is read end to end;
+        an open source is returned as it is.
 
     Raises
     ------
@@ -153,7 +156,7 @@ def _reopen(container: str, _stamp: tuple[int, int]) -> ImageSource:
 def _expand(name: str) -> list[str]:
     if is_uri(name):
         return expand_braces(name)
-    if name.startswith(("torchvision:", "hf:")) or _exists(name):
+    if name.startswith(("torchvision:", "hf:", "shapes:")) or _exists(name):
         return [name]
     return [match for pattern in expand_braces(name) for match in _glob(pattern)]
 

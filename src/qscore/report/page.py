@@ -21,6 +21,8 @@ __all__ = ["write_report"]
 
 SAMPLES = 20
 THUMBNAIL = 96
+CLASSES = 20  # shown; all stand in metrics.parquet
+OVERVIEW = ("q", "activation", "risk")  # of the charts, what overview.png shows side by side
 
 
 def write_report(run: str | Path) -> Path:
@@ -52,43 +54,54 @@ def write_report(run: str | Path) -> Path:
     rows, features, record = read_scored(run / "scores.parquet")
     metrics, evaluation = _evaluation(run)
     summary = summarize_scores(run / "scores.parquet")
-    charts = _charts(rows, features, evaluation, record)
-    overview = list(charts.values())
-    if metrics.get("compression"):
-        charts["compression"] = _compression_chart(metrics["compression"])
+    charts = _charts(rows, features, evaluation, record, metrics)
     page = _render(
         name=run.resolve().name,
         record=record,
         summary=summary,
         metrics=metrics,
-        scores=[(score, metrics["scores"][score.name]) for score in SCORES if metrics.get("scores")],
+        scores=[(score, metrics["scores"][score.name]) for score in SCORES if score.name in metrics.get("scores", {})],
+        titles={score.name: score.title for score in SCORES},
+        classes=_classes(metrics.get("classes") or []),
+        claims=_claims(metrics.get("claims") or {}),
+        claim_sentences=(metrics.get("claims") or {}).get("sentences", []),
+        outcomes=evaluation is not None,
+        most=CLASSES,
         specs={name: chart.to_json(indent=None).replace("</", "<\\/") for name, chart in charts.items()},
         samples=_samples(rows, evaluation),
         bundle=_bundle(),
     )
-    _save_overview(run / "overview.png", overview)
+    _save_overview(run / "overview.png", [charts[name] for name in OVERVIEW if name in charts])
     with atomic_path(run / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / "report.html"
 
 
 def _evaluation(run: Path) -> tuple[dict[str, Any], pa.Table | None]:
-    """Read what `evaluate_scores` left, and refuse what belongs to other scores."""
-    if not (run / "metrics.json").exists() or not (run / "evaluation.parquet").exists():
+    """Read what `evaluate_scores` left, and refuse what belongs to other scores; without labels there is no table."""
+    if not (run / "metrics.json").exists():
         return {}, None
+    table = None
     try:
         metrics = json.loads((run / "metrics.json").read_text())
-        table = pq.read_table(run / "evaluation.parquet")
-        belongs = metrics["score_table"]["sha256"] == read_record(table.schema)["scores_sha256"]
+        digest = metrics["score_table"]["sha256"]
+        belongs = True
+        if "probe" in metrics:
+            table = pq.read_table(run / "evaluation.parquet")
+            belongs = digest == read_record(table.schema)["scores_sha256"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise QScoreError(f"{run}: metrics.json or evaluation.parquet is not what qscore evaluate wrote") from error
-    if not belongs or metrics["score_table"]["sha256"] != sha256(run / "scores.parquet"):
+    if not belongs or digest != sha256(run / "scores.parquet"):
         raise QScoreError(f"{run}: the evaluation belongs to other scores; run qscore evaluate again with --overwrite")
     return metrics, table
 
 
-def _charts(rows: pa.Table, features: pa.Table, evaluation: pa.Table | None, record: dict[str, Any]) -> dict[str, Any]:
-    from qscore.report.charts import activation_chart, q_chart, risk_chart
+def _charts(
+    rows: pa.Table, features: pa.Table, evaluation: pa.Table | None, record: dict[str, Any], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Draw what the tables have the numbers for."""
+    from qscore.report.charts import activation_chart, compression_chart, q_chart
+    from qscore.report.failure_charts import forest_chart, reliability_chart, risk_chart
 
     rates = features.column("activation_rate").to_numpy()
     activation = activation_chart(rates, record["lower"], record["upper"])
@@ -96,15 +109,43 @@ def _charts(rows: pa.Table, features: pa.Table, evaluation: pa.Table | None, rec
         return {"q": q_chart(rows.column("q_score").drop_null().to_numpy(), None), "activation": activation}
     correct = evaluation.column("correct").to_numpy()
     charts = {"q": q_chart(evaluation.column("q_score").to_numpy(), correct), "activation": activation}
-    if correct.any() and not correct.all():
-        charts["risk"] = risk_chart(evaluation)
+    if metrics["scores"]:
+        charts |= {"risk": risk_chart(evaluation), "forest": forest_chart(metrics["q_minus"])}
+    if metrics["calibration"]:
+        charts["reliability"] = reliability_chart(
+            {found["title"]: found["bins"] for found in metrics["calibration"]["scores"].values()}
+        )
+    if metrics["compression"]:
+        charts["compression"] = compression_chart(metrics["compression"])
     return charts
 
 
-def _compression_chart(records: list[dict[str, Any]]) -> Any:
-    from qscore.report.charts import compression_chart
+def _classes(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the classes with the most mistakes, with the AUROC of Q and of the norm."""
+    found: dict[Any, dict[str, Any]] = {}
+    for record in records:
+        if record["statistic"] == "auroc":
+            row = found.setdefault(record["class"], {"class": record["class"], "n": record["n"]})
+            row |= {"n_wrong": record["n_wrong"], record["score"]: record}
+    return sorted(found.values(), key=lambda row: -int(row["n_wrong"]))
 
-    return compression_chart(records)
+
+def _claims(claims: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each quantity's means and effects."""
+    from qscore.evaluate.judgement import OVERALL, TITLES, WITHIN
+
+    records = {(row["quantity"], row["statistic"], row["scope"]): row for row in claims.get("records", [])}
+    return [
+        {
+            "title": title,
+            "correct": records[name, "mean_correct", OVERALL],
+            "wrong": records[name, "mean_wrong", OVERALL],
+            "overall": records[name, "cliffs_delta", OVERALL],
+            "within": records.get((name, "cliffs_delta", WITHIN)),
+        }
+        for name, title in TITLES.items()
+        if (name, "cliffs_delta", OVERALL) in records
+    ]
 
 
 def _samples(rows: pa.Table, evaluation: pa.Table | None) -> dict[str, list[dict[str, Any]]]:

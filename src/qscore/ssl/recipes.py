@@ -1,19 +1,18 @@
 """From a method, the data and the user's wishes to a complete plan of a training."""
 
 import logging
-import math
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from qscore._validate import QScoreError, nearest
 from qscore.images import ImageSource
-from qscore.ssl.methods import METHODS, TrainingConfig
+from qscore.ssl.methods import METHODS, TrainingConfig, local_size
+from qscore.ssl.overrides import replace_fields
 
-__all__ = ["OPTIMIZERS", "Plan", "make_plan", "parse_overrides"]
+__all__ = ["OPTIMIZERS", "STEPS_PER_EPOCH", "WHOLE_VIEWS", "Plan", "check_config", "make_plan"]
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +20,9 @@ OPTIMIZERS = ("lars", "adamw", "sgd")
 LARGE_SIDE = 64  # pixels; above it images count as photographs
 MANY_IMAGES = 50_000  # what CIFAR has; with fewer, the published recipes take too few steps
 LARGEST_SIDE = 224  # pixels; what networks for photographs are made for
+NOT_NEGATIVE = ("lr", "lr_end", "lr_biases", "weight_decay", "weight_decay_end", "momentum", "clip_gradient")
 STEPS_PER_EPOCH = 4  # at least, unless the user sets the batch
-KINDS = {int: "an integer", float: "a number", str: "a word", tuple[float, float]: "two numbers with a comma between"}
+WHOLE_VIEWS = ("augment", "augment2")  # views that have the size of the training images
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,15 @@ def make_plan(
     epochs: int | None,
     overrides: Mapping[str, Any],
     image_size: int | None,
-    parts: int,
+    devices: int,
+    accumulate: int,
 ) -> Plan:
     """Settle what was left open by the number and the size of the images, and say what was chosen.
 
     Parameters
     ----------
-    method, source, backbone, recipe, epochs, overrides, image_size
-        As `pretrain` takes them.
-    parts : int
-        Micro-batches that make one batch; the batch is rounded down to a multiple.
+    method, source, backbone, recipe, epochs, overrides, image_size, devices, accumulate
+        As `pretrain` takes them; the batch is rounded down to a multiple of the last two's product.
 
     Raises
     ------
@@ -92,11 +91,16 @@ def make_plan(
         recipe = choose_recipe(n, side)
     if backbone is None:
         backbone = choose_backbone(recipe, image_size)
-    config = _settle(recipes[recipe], n, epochs, overrides, image_size, parts)
+    config = _settle(recipes[recipe], n, epochs, overrides, image_size, devices * accumulate)
+    check = METHODS[method].check
+    if check is not None:
+        config = check(config, config.batch_size // accumulate, n)  # losses see what goes through together
     log.info(
         "%s on %s images of %d pixels: recipe %s, backbone %s, image size %d, %d epochs, batches of %d",
         *(method, f"{n:,}", side, recipe, backbone, image_size, config.epochs, config.batch_size),
     )
+    if left_over := n % config.batch_size:
+        log.info("each epoch leaves out %d images, other ones each time, that do not fill a batch", left_over)
     return Plan(method, recipe, backbone, image_size, config)
 
 
@@ -120,104 +124,39 @@ def choose_backbone(recipe: str, image_size: int) -> str:
     return "torchvision:resnet18" if recipe == "small" else "torchvision:resnet50"
 
 
-def parse_overrides(assignments: Sequence[str], config: Any) -> dict[str, Any]:
-    """Read ``key=value`` strings by the types of a method's settings.
-
-    Parameters
-    ----------
-    assignments : sequence of str
-        E.g. ``["lr=0.1", "augment.scale=0.2,1"]``; a dot leads into nested settings.
-    config : dataclass or type
-        The settings, or their class.
-
-    Raises
-    ------
-    QScoreError
-        If a field is unknown, with the nearest match, or a value is not of its type.
-
-    Examples
-    --------
-    >>> from qscore.ssl.simclr import Config
-    >>> parse_overrides(["lr=0.1", "augment.scale=0.2,1"], Config)
-    {'lr': 0.1, 'augment.scale': (0.2, 1.0)}
-    """
-    parsed = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise QScoreError(f"{assignment!r}: expected key=value, such as lr=0.1")
-        parsed[key] = _parse(key, text, _field_type(key, config))
-    return parsed
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-    try:
-        if typing.get_origin(kind) is tuple:
-            low, high = map(float, text.split(","))
-            return low, high
-        return kind(text)
-    except ValueError as error:
-        raise QScoreError(f"{key}: expected {KINDS[kind]}, got {text!r}") from error
-
-
-def _field_type(key: str, config: Any) -> Any:
-    hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
-    head, dot, rest = key.partition(".")
-    nested = {f"{name}.{inner}" for name, kind in hints.items() if is_dataclass(kind) for inner in _names(kind)}
-    flat = {name for name, kind in hints.items() if not is_dataclass(kind)}
-    if key not in flat | nested:
-        suggestion = nearest(key, flat | nested) or nearest(f"augment.{key}", nested)
-        raise QScoreError(f"unknown setting {key!r}{suggestion}; known are {', '.join(sorted(flat))} and augment.*")
-    return _field_type(rest, hints[head]) if dot else hints[key]
-
-
-def _names(kind: Any) -> list[str]:
-    return list(typing.get_type_hints(kind))
-
-
 def _settle(
     recipe: Any, n: int, epochs: int | None, overrides: Mapping[str, Any], image_size: int, parts: int
 ) -> TrainingConfig:
     changes = dict(overrides)
-    if "augment.size" in changes:
-        raise QScoreError("augment.size: set the image size instead; views have the size of the training images")
+    for name in WHOLE_VIEWS:
+        if f"{name}.size" in changes:
+            raise QScoreError(f"{name}.size: set the image size instead; views have the size of the training images")
     if epochs is not None:
         changes["epochs"] = epochs
-    config = _replace(recipe, changes | {"augment.size": image_size})
+    config = replace_fields(recipe, _sizes(recipe, image_size) | changes)
     if "warmup_epochs" not in changes:  # a shorter training keeps the shape of the schedule
         config = replace(config, warmup_epochs=recipe.warmup_epochs * config.epochs / recipe.epochs)
     if "batch_size" not in changes:
         config = replace(config, batch_size=min(config.batch_size, max(2, n // STEPS_PER_EPOCH)))
-    _check(config, n, parts)
+    check_config(config, n, parts)
     settled: TrainingConfig = replace(config, batch_size=config.batch_size // parts * parts)
     return settled
 
 
-def _replace(config: Any, changes: Mapping[str, Any]) -> Any:
-    for key, value in changes.items():
-        kind = _field_type(key, config)
-        if not _fits(value, kind):
-            raise QScoreError(f"{key}: expected {KINDS[kind]}, got {value!r}")
-    nested = {key.partition(".")[0] for key in changes if "." in key}
-    inner = {
-        name: replace(
-            getattr(config, name),
-            **{key.partition(".")[2]: value for key, value in changes.items() if key.startswith(f"{name}.")},
-        )
-        for name in nested
-    }
-    return replace(config, **{key: value for key, value in changes.items() if "." not in key}, **inner)
+def _sizes(recipe: Any, image_size: int) -> dict[str, int]:
+    """Return the sizes of the views that follow from that of the images."""
+    sizes = {f"{name}.size": image_size for name in WHOLE_VIEWS if hasattr(recipe, name)}
+    return sizes | ({"local.size": local_size(image_size)} if hasattr(recipe, "local") else {})
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple | list) and len(value) == 2 and all(_fits(part, float) for part in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and not isinstance(value, bool)
+def check_config(config: TrainingConfig, n: int, parts: int) -> None:
+    """Refuse settings that are out of range, or that ``n`` images in so many parts of a batch cannot serve.
 
-
-def _check(config: TrainingConfig, n: int, parts: int) -> None:
+    Raises
+    ------
+    QScoreError
+        Naming the setting.
+    """
     if config.epochs < 1:
         raise QScoreError(f"epochs: expected at least 1, got {config.epochs}")
     if not 0 <= config.warmup_epochs < config.epochs:
@@ -233,6 +172,9 @@ def _check(config: TrainingConfig, n: int, parts: int) -> None:
             f"optimizer {config.optimizer!r}: expected one of {', '.join(OPTIMIZERS)}"
             f"{nearest(config.optimizer, OPTIMIZERS)}"
         )
-    for name in ("lr", "weight_decay", "momentum"):
-        if getattr(config, name) < 0:
+    for name in NOT_NEGATIVE:
+        if getattr(config, name, 0) < 0:
             raise QScoreError(f"{name}: expected a number of at least 0, got {getattr(config, name)}")
+    lr_end = getattr(config, "lr_end", 0.0)
+    if lr_end > config.lr:
+        raise QScoreError(f"lr_end: expected at most {config.lr}, the learning rate, got {lr_end}")

@@ -3,7 +3,7 @@
 import json
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -23,14 +23,28 @@ class RunFolder:
     ----------
     path : Path
         Made if absent.
+    record : str
+        Name of the file that says what was asked for.
+    more : sequence of str
+        Names of files and folders that belong to it besides those of every training.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record: str = "pretrain.json", more: Sequence[str] = ()) -> None:
         self.path = path
-        self.record_file = path / "pretrain.json"
+        self.record_file = path / record
+        self._more = more
         self.checkpoint = path / "last.ckpt"
         self.weights = path / "encoder.safetensors"
         self.logs = path / "logs"
+        self.checkpoints = path / "checkpoints"
+
+    def kept(self, epoch: int) -> Path:
+        """Return the folder of the encoder after an epoch, counted from 1."""
+        return self.checkpoints / f"epoch-{epoch:04d}"
+
+    def recorded(self, name: str) -> Any:
+        """Return what an earlier call wrote down under a name, or None."""
+        return self._read().get(name) if self.record_file.exists() else None
 
     def check(self, record: Mapping[str, Any], *, overwrite: bool) -> None:
         """Refuse a folder that holds anything but this training.
@@ -89,21 +103,30 @@ class RunFolder:
         try:
             for file in (self.weights, self.weights.with_suffix(".json"), self.checkpoint, self.record_file):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(self.logs, ignore_errors=True)
+            for name in self._more:
+                if not (self.path / name).is_dir():
+                    (self.path / name).unlink(missing_ok=True)
+            for folder in (self.logs, self.checkpoints, *map(self.path.joinpath, self._more)):
+                shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise QScoreError(f"{self.path}: cannot overwrite: {error.strerror or error}") from error
 
     def _compare(self, record: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(self.record_file.read_text())
-        except (OSError, ValueError) as error:
-            raise QScoreError(f"{self.record_file}: cannot read it; start anew with --overwrite") from error
-        differences = _differences(found, json.loads(json.dumps(record)))
+        differences = _differences(self._read(), json.loads(json.dumps(record)))
         if differences:
             raise QScoreError(
                 f"{self.path} holds another training: {'; '.join(differences)}; name another folder, or start anew "
                 "with --overwrite"
             )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.record_file.read_text())
+        except (OSError, ValueError) as error:
+            raise QScoreError(f"{self.record_file}: cannot read it; start anew with --overwrite") from error
+        if not isinstance(found, dict):
+            raise QScoreError(f"{self.record_file}: cannot read it; start anew with --overwrite")
+        return found
 
 
 def _differences(found: Any, asked: Any, name: str = "") -> list[str]:

@@ -9,8 +9,8 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from qscore._validate import QScoreError
 from qscore.images.augment import Augmentation
+from qscore.ssl.parts import check_positive, check_views, full_precision
 
 __all__ = ["RECIPES", "Config", "SimCLR"]
 
@@ -55,12 +55,7 @@ class Config:
     """How both views are made (appendix A)."""
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise QScoreError(f"temperature: expected a positive number, got {self.temperature}")
-        if self.hidden_dim < 1 or self.output_dim < 1:
-            raise QScoreError(
-                f"hidden_dim, output_dim: expected positive integers, got {self.hidden_dim}, {self.output_dim}"
-            )
+        check_positive(self, "temperature", "hidden_dim", "output_dim")
 
 
 RECIPES = {
@@ -114,9 +109,10 @@ class SimCLR(nn.Module):
 
     def forward(self, views: list[Float[Tensor, "b 3 h w"]]) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b r"]]:
         """Return the loss, and the representations of both views before the projection head."""
+        check_views(views, 2)
         h = self.backbone(torch.cat(views))  # (2 b, r)
-        z = self.head(h)  # (2 b, output_dim)
+        z = full_precision(self.head(h))  # (2 b, output_dim)
         with torch.autocast(z.device.type, enabled=False):  # similarities over a small temperature need float32
-            first, second = z.float().chunk(2)
+            first, second = z.chunk(2)
             loss: Tensor = self.nt_xent(first, second)
         return loss, h

@@ -1,13 +1,14 @@
 """What watches over a training: progress, a loss that must stay finite, checkpoints, and Ctrl-C."""
 
 import logging
+import math
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -17,11 +18,25 @@ from qscore._files import atomic_path
 from qscore._progress import Advance
 from qscore._validate import QScoreError
 
-__all__ = ["AtomicCheckpoints", "Interrupted", "Watch", "hold_interrupts", "quiet_lightning"]
+__all__ = ["AtomicCheckpoints", "Diverged", "Interrupted", "Watch", "hold_interrupts", "quiet_lightning"]
+
+
+class Diverged(QScoreError):  # noqa: N818 (a fact, not a mistake)
+    """The loss, the weights or the representations are no longer finite."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error)
     """Ctrl-C was pressed, or SIGTERM came, and the training has been saved."""
+
+
+class Sent(NamedTuple):
+    """What is to be known of a step."""
+
+    step: int
+    values: torch.Tensor
+    """The loss, and the share of processes that were told to stop."""
+    arrived: Any
+    """On a GPU, an event after which they are there; to wait for it leaves the steps behind it under way."""
 
 
 @final
@@ -38,19 +53,30 @@ class Watch(Callback):
         Whether Ctrl-C was pressed.
     advance : Advance
         Takes the number of images done.
+    keep : callable
+        Called after each epoch, before it is saved, with the number of epochs done.
     """
 
-    def __init__(self, checkpoint: Path, batch_size: int, interrupted: Callable[[], bool], advance: Advance) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        batch_size: int,
+        interrupted: Callable[[], bool],
+        advance: Advance,
+        keep: Callable[[int], None],
+    ) -> None:
         self._checkpoint = checkpoint
         self._batch_size = batch_size
         self._interrupted = interrupted
         self._advance = advance
-        self._latest: tuple[int, torch.Tensor] | None = None
+        self._keep = keep
+        self._parts: list[torch.Tensor] = []
+        self._latest: Sent | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check the loss before this one (waiting for this one's would leave a GPU idle), report, save if asked to.
+        """Check the loss before this one (waiting for this one's would leave a GPU idle), report, save if told to stop.
 
         Raises
         ------
@@ -59,53 +85,74 @@ class Watch(Callback):
         Interrupted
             After Ctrl-C or SIGTERM.
         """
-        loss = self._check_latest(trainer)
-        accumulate = trainer.accumulate_grad_batches
-        if (batch_idx + 1) % accumulate:
+        self._parts.append(outputs["loss"])  # Lightning has divided each by their number
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self._latest = trainer.global_step, outputs["loss"] * accumulate  # Lightning had divided it
+        stop, loss = self._receive(trainer)
+        self._send(trainer)
         self._advance(self._batch_size, "" if loss is None else f"loss {loss:.3f}")
-        if batch_idx + 1 < trainer.num_training_batches:  # at its end, the epoch is saved in any case
-            self._stop_if_asked(trainer, module)
-
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save, and stop if asked to.
-
-        Raises
-        ------
-        QScoreError
-            If the loss was not finite.
-        Interrupted
-            After Ctrl-C or SIGTERM.
-        """
-        self._save(trainer, module)
-        self._stop_if_asked(trainer, module, saved=True)
-
-    def _check_latest(self, trainer: Trainer) -> float | None:
-        if self._latest is None:
-            return None
-        step, loss = self._latest
-        value = loss.item()
-        if not torch.isfinite(loss):
-            self._refuse(trainer, f"the loss is {value}", step)
-        return value
-
-    def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        self._check_latest(trainer)
-        if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
-            self._refuse(trainer, "weights are not finite", trainer.global_step)
-        trainer.save_checkpoint(self._checkpoint)
-
-    def _stop_if_asked(self, trainer: Trainer, module: LightningModule, *, saved: bool = False) -> None:
-        asked = self._interrupted() or trainer.received_sigterm
-        if trainer.strategy.reduce_boolean_decision(asked, all=False):  # processes stop together
-            if not saved:
-                self._save(trainer, module)
+        stop = stop or self._told_alone(trainer)
+        if stop and batch_idx + 1 < trainer.num_training_batches:  # at its end, the epoch is saved in any case
+            self._receive(trainer)
+            self._check_weights(trainer, module)
+            trainer.save_checkpoint(self._checkpoint)
             raise Interrupted
 
-    def _refuse(self, trainer: Trainer, what: str, step: int) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save, and stop if told to.
+
+        Raises
+        ------
+        QScoreError
+            If the loss was not finite.
+        Interrupted
+            After Ctrl-C or SIGTERM.
+        """
+        stop, _ = self._receive(trainer)
+        self._check_weights(trainer, module)
+        self._keep(trainer.current_epoch + 1)  # first: were it killed between the two, the epoch would come again
+        trainer.save_checkpoint(self._checkpoint)
+        if stop or self._told_alone(trainer):
+            raise Interrupted
+
+    def _told(self, trainer: Trainer) -> bool:
+        return self._interrupted() or trainer.received_sigterm
+
+    def _told_alone(self, trainer: Trainer) -> bool:
+        """Return whether to stop, where no other process need agree."""
+        return trainer.world_size == 1 and self._told(trainer)
+
+    def _send(self, trainer: Trainer) -> None:
+        """Put the processes' mean loss, and whether one was told to stop, on the way to the CPU."""
+        loss = torch.stack(self._parts).sum().float()
+        self._parts.clear()
+        both = torch.stack([loss, torch.full_like(loss, self._told(trainer))])
+        both = trainer.strategy.reduce(both, reduce_op="mean")
+        arrived = None
+        if both.is_cuda:
+            both = torch.empty(2, pin_memory=True).copy_(both, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._latest = Sent(trainer.global_step, both, arrived)
+
+    def _receive(self, trainer: Trainer) -> tuple[bool, float | None]:
+        """Return what was sent last: whether to stop, on which all processes agree, and the loss."""
+        if self._latest is None:
+            return False, None
+        if self._latest.arrived is not None:
+            self._latest.arrived.synchronize()
+        loss, told = self._latest.values.tolist()
+        if not math.isfinite(loss):
+            self._refuse(trainer, f"the loss is {loss}", self._latest.step)
+        return told > 0, loss
+
+    def _check_weights(self, trainer: Trainer, module: LightningModule) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+            self._refuse(trainer, "weights are not finite", trainer.global_step)
+
+    def _refuse(self, trainer: Trainer, what: str, step: int) -> NoReturn:
         kept = f"; {self._checkpoint} is from before that" if self._checkpoint.exists() else ""
-        raise QScoreError(
+        raise Diverged(
             f"{what} at step {step} (epoch {trainer.current_epoch + 1}){kept}; start anew with a lower learning rate"
         )
 

@@ -4,22 +4,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sklearn.model_selection import train_test_split
-
-from qscore._validate import QScoreError
 from qscore.embedding import embed
 from qscore.evaluate import evaluate_scores
-from qscore.images import ImageSource, open_images, subset
+from qscore.images import open_images
 from qscore.report import write_report
 from qscore.scoring import features_path, score
 from qscore.ssl import pretrain
+from qscore.study.splits import split_by_label
 
-__all__ = ["demo", "split_by_label"]
+__all__ = ["demo"]
 
 log = logging.getLogger(__name__)
 
-TEST_SHARE = 0.5  # the probe errs on few digits: a smaller test half would hold too few mistakes to predict
 DIGITS_EPOCHS = 60
 # Mirrored digits are other digits, or none; and one channel thrice has no colours to change.
 DIGITS_VIEWS = {"augment.flip": 0.0, "augment.saturation": 0.0, "augment.hue": 0.0, "augment.grayscale": 0.0}
@@ -79,22 +75,3 @@ def demo(out: str | Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Pa
     )
     log.info("5/5  the report")
     return write_report(out), metrics
-
-
-def split_by_label(source: ImageSource, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Split images into a training and a test half, stratified by label, each in the source's order.
-
-    Raises
-    ------
-    QScoreError
-        If there are no labels, or too few images of a class.
-    """
-    if source.labels is None:
-        raise QScoreError(f"{source.name}: expected labelled images, found none with a label")
-    try:
-        train, test = train_test_split(
-            np.arange(len(source)), test_size=TEST_SHARE, random_state=seed, stratify=source.labels
-        )
-    except ValueError as error:
-        raise QScoreError(f"{source.name}: cannot halve {len(source)} images by label: {error}") from error
-    return subset(source, np.sort(train)), subset(source, np.sort(test))
