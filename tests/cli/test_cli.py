@@ -169,3 +169,10 @@ def test_the_chain_from_images_to_report(tmp_path, data_folder):
         assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["n"] == 400
     assert (tmp_path / "run" / "report.html").stat().st_size > 500_000
+
+
+def test_where_failure_prediction_is_undefined_no_figures_are_printed():
+    from qscore.cli.tables import verdict
+
+    said = ["The probe is at chance."]
+    assert verdict({"undefined": said[0], "scores": {"q_score": {}}, "sentences": said}) == said

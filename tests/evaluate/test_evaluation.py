@@ -264,6 +264,17 @@ def test_outcomes_of_another_classifier_take_the_probes_place(tmp_path, rng):
         evaluate_scores(tmp_path / "s.parquet", table, correct=tmp_path / "other.csv", overwrite=True)
 
 
+def test_outcomes_may_name_invalid_rows_and_labels_make_no_probe_of_the_rows_under_test(tmp_path, rng):
+    H, labels = planted(rng, n=300)
+    H[7] = np.nan
+    table = write_table(tmp_path / "e.parquet", H, labels)
+    score(table, tmp_path / "s.parquet", epsilon=2.0)
+    (tmp_path / "mine.csv").write_text("id,correct\n" + "".join(f"i{k},{k % 2}\n" for k in range(300)))
+    metrics = evaluate_scores(tmp_path / "s.parquet", table, correct=tmp_path / "mine.csv", resamples=5)
+    assert metrics["n"] == 299 and metrics["class_mean"]["q_score"]
+    assert metrics["compression"] is None and not any("keep =" in sentence for sentence in metrics["sentences"])
+
+
 def test_a_row_is_not_its_own_neighbour_where_the_rows_under_test_are_the_reference(tmp_path, rng):
     H, _ = planted(rng, n=60)
     table = write_table(tmp_path / "e.parquet", H)

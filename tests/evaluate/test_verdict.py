@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import beta
 
 from qscore.evaluate import SCORES
-from qscore.evaluate.verdict import sentences
+from qscore.evaluate.verdict import sentences, undefined_because
 
 
 def interval(value, low, high):
@@ -87,3 +87,19 @@ def test_a_probe_is_at_chance_unless_its_whole_interval_lies_above_the_commonest
     low = beta.ppf(0.025, n_correct, 1000 - n_correct + 1)
     assert (low <= 0.3) == undefined
     assert any("failure prediction is undefined" in s for s in sentences(found, probe)) == undefined
+
+
+def test_duplicates_are_no_fault_of_a_probe_that_is_not_there():
+    found = metrics()
+    found["n_duplicates"] = {"train": 3, "test": 0}
+    said = sentences(found)[1]
+    assert said == "3 rows under test equal a training row bit by bit: neighbour scores find the row itself."
+    found["probe"] = {"majority": 0.1, "n_correct": 900}
+    assert "the probe has seen them" in sentences(found, SimpleNamespace(title="p", n_train=9, sentences=list))[1]
+
+
+def test_a_probe_above_the_commonest_class_by_chance_is_not_said_to_be_below():
+    found = metrics(n_correct=8, n_wrong=2)
+    found["probe"] = {"majority": 0.5, "n_correct": 8}
+    said = undefined_because(found)
+    assert said is not None and said.startswith("That is not shown to be better than always naming")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reference.heatmaps import enlarge
@@ -60,6 +60,7 @@ def test_a_single_pixel_lands_where_its_image_does(size):
         assert torch.allclose(seen, marked, atol=0.51)
 
 
+@settings(deadline=None)
 @given(st.integers(20, 70), st.integers(20, 70), st.integers(1, 60), st.integers(0, 60), st.integers(0, 1000))
 def test_areas_are_averaged_and_the_centre_is_cut_out(w, h, crop, side, seed):
     """Oracle: Pillow's box filter, and the crop pixel by pixel."""

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from reference import masks as oracle
@@ -40,6 +40,7 @@ def test_it_is_public():
     assert qscore.mask_iou is mask_iou
 
 
+@settings(deadline=None)
 @given(small)
 def test_iou_is_the_mean_over_all_ways_to_break_ties(example):
     heat, mask = example
@@ -47,6 +48,7 @@ def test_iou_is_the_mean_over_all_ways_to_break_ties(example):
     assert one(mask_iou, heat, mask) == pytest.approx(oracle.top_iou(heat, mask.tolist()), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(small, st.sampled_from([0.25, 0.5, 1.0]))
 def test_iou_at_a_fraction_of_the_maximum(example, threshold):
     heat, mask = example
@@ -55,6 +57,7 @@ def test_iou_at_a_fraction_of_the_maximum(example, threshold):
     assert one(mask_iou, heat, mask, threshold=threshold) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float32, (3, 4), elements=FEW), arrays(np.float32, (3, 4), elements=st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 )
@@ -76,6 +79,7 @@ def test_quantus_agrees(rng):
             assert found[pointing_game][i, j] == oracle.pointing_game(a, s)
 
 
+@settings(deadline=None)
 @given(small, st.integers(-3, 3), st.randoms(use_true_random=False))
 def test_only_the_order_of_pixels_counts(example, power, random):
     heat, mask = example

@@ -97,7 +97,7 @@ def test_an_image_with_no_mask(folders):
 
 def test_a_mask_with_no_image(folders):
     (folders / "images/dog/c.jpg").unlink()
-    rest = "no image in .../images, the first is '.../masks/dog/c.png'; add the image, or leave the mask out"
+    rest = "no image in .../images, the first is '.../masks/dog/c.png'; add it, or leave the mask out"
     assert mismatch(folders) == f".../masks: 1 mask has {rest}"
     save(folders / "masks/dog/d.png", disc())
     assert mismatch(folders) == f".../masks: 2 masks have {rest}"

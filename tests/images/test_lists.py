@@ -1,5 +1,7 @@
 import io
+import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -114,6 +116,37 @@ def test_fingerprint_follows_rows_and_files(folder):
     write(folder / "l.csv", "path\nb.png\nx/a.png\n")
     prints.append(open_images(path).fingerprint)
     assert len(set(prints)) == 3 and prints[0] == prints[1]
+
+
+@pytest.mark.parametrize("container", ["c.npz", "c.tar", "c#d.tar"])
+def test_fingerprint_follows_archives_and_tars(folder, container):
+    def fill(colour):
+        data = png(colour)
+        if container.endswith(".npz"):
+            np.savez(folder / container, data=np.frombuffer(data, np.uint8), offsets=[0, len(data)])
+            return "0"
+        with tarfile.open(folder / container, "w") as tar:
+            member = tarfile.TarInfo("m#1.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        return "m#1.png"
+
+    path = write(folder / "l.csv", f"path\n{container}#{fill((1, 2, 3))}\n")
+    before = open_images(path)
+    assert before.image(0).getpixel((0, 0)) == (1, 2, 3)
+    fingerprint = before.fingerprint
+    fill((4, 5, 6))
+    os.utime(folder / container, ns=(0, 0))
+    after = open_images(path)
+    assert after.image(0).getpixel((0, 0)) == (4, 5, 6) and after.fingerprint != fingerprint
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())])
+def test_strings_of_every_kind(folder, kind):
+    strings = pa.array(list(COLOURS), pa.string()).cast(kind)
+    pq.write_table(pa.table({"path": strings, "id": strings, "label": strings}), folder / "l.parquet")
+    source = open_images(folder / "l.parquet")
+    assert ids(source) == source.labels == list(COLOURS)
 
 
 def test_a_copy_for_a_worker(folder):

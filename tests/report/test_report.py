@@ -112,3 +112,60 @@ def test_the_charts_are_drawn_in_a_browser_without_a_network(run_dir, tmp_path):
     assert drawn == ["q", "activation", "compression", "risk", "forest", "reliability"]
     assert len(re.findall(r"<(svg|canvas)[^>]*class=.marks", dom)) == 6
     assert json.loads((run_dir / "metrics.json").read_text())["sentences"][0] in dom
+
+
+def unlabelled(tmp_path, rng, wrong, paths=False):
+    """A run of 120 rows without labels, of which a file calls some wrong."""
+    H = rng.gamma(0.3, 1.0, size=(120, 40)).astype(np.float32)
+    columns = {"id": pa.array([f"i{k}" for k in range(120)])}
+    if paths:
+        columns["path"] = pa.array([str(tmp_path / f"gone {k}.png") for k in range(120)])
+    write_shard(tmp_path / "embeddings.parquet", H, columns, {})
+    score(tmp_path / "embeddings.parquet", tmp_path / "scores.parquet", epsilon=2.0)
+    lines = "".join(f"i{k},{int(k not in wrong)}\n" for k in range(120))
+    (tmp_path / "mine.csv").write_text("id,correct\n" + lines)
+    return tmp_path / "scores.parquet", tmp_path / "embeddings.parquet"
+
+
+def test_few_wrong_rows_have_a_report_and_nothing_is_taken_for_none(tmp_path, rng):
+    tables = unlabelled(tmp_path, rng, range(4), paths=True)
+    metrics = evaluate_scores(*tables, correct=tmp_path / "mine.csv", resamples=20)
+    assert metrics["gain"] == {}
+    html = write_report(tmp_path).read_text()
+    assert "How well each score predicts mistakes" in html and "what Q adds to it" not in html
+    assert '<figure class="wrong"' in html and "taken for" not in html
+
+
+def test_intervals_and_effects_that_are_not_defined_do_not_stop_the_report(tmp_path, rng):
+    evaluate_scores(*unlabelled(tmp_path, rng, range(40)), correct=tmp_path / "mine.csv", resamples=20)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for found in (metrics["scores"]["q_score"]["auroc"], metrics["q_minus"]["l2_norm"]["auroc"]):
+        found |= {"low": None, "high": None}  # no resample had both outcomes
+    records = metrics["claims"]["records"]
+    for record in records:
+        if record["quantity"] == "deviation":
+            record |= {"value": None, "low": None, "high": None}  # no wrong row has a highly active feature
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    html = write_report(tmp_path).read_text()
+    q = metrics["scores"]["q_score"]["auroc"]["value"]
+    assert f"<td>{q:.3f}</td>" in html
+    assert "<td>mean deviation of L_i in sigmas</td><td><em>undefined</em></td><td><em>undefined</em></td>" in html
+
+
+def test_numbers_that_mean_nothing_are_not_shown(run_dir, rng):
+    table = pq.read_table(run_dir / "embeddings" / "part-00000.parquet")
+    shuffled = pa.array(rng.permutation(table["label"].to_pylist()))
+    at = table.column_names.index("label")
+    pq.write_table(table.set_column(at, "label", shuffled), run_dir / "embeddings" / "part-00000.parquet")
+    metrics = evaluate_scores(run_dir / "scores.parquet", run_dir / "embeddings", resamples=20)
+    assert metrics["undefined"] in metrics["sentences"] and metrics["scores"]
+    html = write_report(run_dir).read_text()
+    assert "failure prediction is undefined" in html
+    assert "How well each score predicts mistakes" not in html and "AUROC of Q against" not in html
+    assert "Features of correct and of wrong rows" not in html
+
+
+def test_an_evaluation_without_labels_has_a_report(tmp_path, rng):
+    evaluate_scores(*unlabelled(tmp_path, rng, ()), resamples=5)
+    html = write_report(tmp_path).read_text()
+    assert "whether Q predicts failures was not tested" in html and "The representation as a whole" in html

@@ -170,6 +170,7 @@ def test_overrides_that_cannot_be_read(text, message):
             "did you mean 'simclr'",
         ),
         ({"recipe": "cifer"}, "recipe 'cifer': expected auto, imagenet, cifar, small; did you mean 'cifar'"),
+        ({"backbone": "small:resnet11-2"}, "backbone 'small:resnet11-2': expected "),
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"overrides": {"learning_rate": 1}}, "unknown setting 'learning_rate'"),
         ({"overrides": {"lr": "1"}}, "lr: expected a number, got '1'"),

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import (
+    METHODS,
     TINY,
     ask_to_terminate,
     assert_same,
@@ -16,6 +17,7 @@ from tiny_training import (
     press_ctrl_c,
     spoil_gradient,
     spoil_weights,
+    train_method,
     train_tiny,
     weights_of,
 )
@@ -235,6 +237,16 @@ def test_after_step_is_called_once_for_each_optimiser_step(few_digits, tmp_path,
     monkeypatch.setattr(SimCLR, "after_step", lambda _self, *place: calls.append(place), raising=False)
     train_tiny(few_digits, tmp_path, accumulate=2)
     assert calls == [(step, 6) for step in range(1, 7)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_method_trains_in_parts_and_from_a_stream(tmp_path, name, stream):
+    encoder = load_encoder(train_method(name, tmp_path, epochs=1, accumulate=2, stream=stream))
+    assert encoder.source.method == name
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,8 @@ def _arms(found: Mapping[str, Any]) -> Iterator[Table]:
     shown = [metric for metric in TITLES if metric != "accuracy" and metric in found["start"]]
     ratios = ("gradient_ratio", "gradient_ratio_1", "gradient_ratio_2")
     table = _table(
-        "Quality and sparsity, and gradients on h over the loss's", ("arm", *map(TITLES.get, shown), "ratios")
+        "Quality and sparsity, and gradients on h over the loss's",
+        ("arm", *(TITLES[metric] for metric in shown), "ratios"),
     )
     table.add_row("start", *(_cell(metric, found["start"][metric], interval=False) for metric in shown))
     for arm in found["arms"].values():
@@ -209,12 +210,12 @@ def _arms(found: Mapping[str, Any]) -> Iterator[Table]:
             " ".join(f"{arm['gradient_ratios'][r]['mean']:.2g}" for r in ratios if r in arm["gradient_ratios"]),
         )
     yield table
-    changes = _table("Changes against plain fine-tuning", ("arm", *map(TITLES.get, shown)))
-    for name, of in found["differences"].items():
-        if "plain" in of:
-            cells = [_cell(m, of["plain"][m], sign="+") if m in of["plain"] else "" for m in shown]
-            changes.add_row(found["arms"][name]["title"], *cells)
-    if changes.row_count:
+    against = {name: of["plain"] for name, of in found["differences"].items() if "plain" in of}
+    changes = _table("Changes against plain fine-tuning", ("", *(found["arms"][name]["title"] for name in against)))
+    for metric in shown:
+        cells = [_cell(metric, of[metric], sign="+") if metric in of else "" for of in against.values()]
+        changes.add_row(TITLES[metric], *cells)
+    if against:
         yield changes
     verdicts = _table("By rules fixed beforehand", ("claim", "what", "verdict"))
     for row in found["verdicts"]:

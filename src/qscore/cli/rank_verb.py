@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from qscore._validate import require
@@ -94,16 +95,14 @@ def rank(
 def _tables(found: Mapping[str, Any]) -> Iterator[Table]:
     rows = found["checkpoints"]
     shown = [name for name in SHORT if name in found["criteria"]]
-    table = Table(title=f"By {found['criteria'][found['by']]['title']}, best first", box=SIMPLE_HEAD, pad_edge=False)
-    for k, column in enumerate(
-        ("", "checkpoint", *(["probe, %"] if found["labelled"] else []), *(SHORT[name] for name in shown))
-    ):
-        table.add_column(column, justify="left" if k == 1 else "right", no_wrap=k != 1, overflow="fold")
-    for row in rows:
+    names = _without_common([row["checkpoint"] for row in rows])
+    title = f"By {found['criteria'][found['by']]['title']}, best first"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in ("checkpoint", *(["probe, %"] if found["labelled"] else []), *(SHORT[name] for name in shown)):
+        table.add_column(column, justify="left" if column == "checkpoint" else "right", no_wrap=column != "checkpoint")
+    for name, row in zip(names, rows, strict=True):
         accuracy = [f"{100 * row['accuracy']:.2f}"] if found["labelled"] else []
-        table.add_row(
-            str(row["place"]), row["checkpoint"], *accuracy, *(_number(row["criteria"][name]) for name in shown)
-        )
+        table.add_row(escape(name), *accuracy, *(_number(row["criteria"][name]) for name in shown))
     yield table
     if not found["labelled"]:
         return
@@ -119,8 +118,17 @@ def _tables(found: Mapping[str, Any]) -> Iterator[Table]:
     yield against
 
 
+def _without_common(names: list[str]) -> list[str]:
+    """Return paths without the folders that all of them begin with."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return [str(Path(*p[shared:])) if shared else name for p, name in zip(parts, names, strict=True)]
+
+
 def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.4g}"
+    return "undefined" if math.isnan(value) else f"{value:.3g}"
 
 
 def _correlation(of: Mapping[str, float] | None) -> str:

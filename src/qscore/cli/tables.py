@@ -33,7 +33,7 @@ def score_summary(summary: dict[str, Any], out: Path) -> list[Any]:
 
 def verdict(metrics: dict[str, Any]) -> list[Any]:
     """Return failure prediction as tables, where there is any, and as sentences."""
-    if not metrics.get("scores"):
+    if metrics.get("undefined") or not metrics.get("scores"):
         return list(metrics["sentences"])
     from qscore.evaluate import SCORES
 

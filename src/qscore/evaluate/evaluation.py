@@ -24,7 +24,7 @@ from qscore.evaluate.ranking import bootstrap, draw_spread
 from qscore.evaluate.representation import measure_representation
 from qscore.evaluate.scores import SCORES, Evidence, compute_scores
 from qscore.evaluate.tidy import tidy_table
-from qscore.evaluate.verdict import sentences
+from qscore.evaluate.verdict import sentences, undefined_because
 from qscore.kernels import scan
 from qscore.scoring import features_path, read_stored, summarize_scores
 from qscore.tables import open_embeddings, with_record
@@ -100,7 +100,8 @@ def evaluate_scores(
     Returns
     -------
     dict
-        The content of ``metrics.json``: ``probe`` (None with ``correct``), ``base_rate``, ``scores`` (name -> statistic
+        The content of ``metrics.json``: ``probe`` (None with ``correct``), ``base_rate``, ``undefined`` (why failure
+        prediction is, and what follows then means nothing; None where it is defined), ``scores`` (name -> statistic
         -> value, low, high), ``q_minus`` (name -> difference), ``random_d`` (spread over random sets), ``gain``,
         ``left_out`` (name -> reason), ``classes``, ``class_mean``, ``claims``, ``calibration``, ``compression``,
         ``representation`` (as :func:`~qscore.metrics.representation_metrics`, of all rows of ``embeddings``),
@@ -141,6 +142,7 @@ def evaluate_scores(
         metrics |= measured
         metrics["compression"], said = _compression(scores, found, seed=seed, resamples=resamples)
     _add_whole(metrics, scores, embeddings, view_embeddings)
+    metrics["undefined"] = undefined_because(metrics)
     metrics["sentences"] = [*sentences(metrics, probed.probe), *said]
     _write(folder, metrics, _evaluation_table(found, probed, values, metrics))
     return metrics

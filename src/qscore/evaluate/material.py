@@ -66,6 +66,7 @@ def gather(
         If the tables do not belong together, ids do not match or come twice, or labels are missing.
     """
     rows, features, _ = read_scored(scores)
+    scored = set(rows.column("id").to_pylist())
     rows = rows.filter(rows.column("valid"))
     if not rows.num_rows:
         raise QScoreError(f"{scores}: no row is valid, all hold NaN or infinity")
@@ -74,10 +75,10 @@ def gather(
     test = _matched(table.read(), rows, str(embeddings))
     outcome: np.ndarray | None = None
     if correct is not None:
-        known, outcome = _outcomes(correct, rows)
+        known, outcome = _outcomes(correct, rows, scored)
         test, rows = _take(test, known), rows.take(known)
     labels = None if correct is not None and "label" not in test.columns else read_labels(test, str(embeddings))
-    train, train_labels, paths = test.embedding, labels, _paths(test)
+    train, train_labels, paths = test.embedding, None, _paths(test)
     if train_embeddings is not None:
         train_table = open_embeddings(train_embeddings)
         H, columns = open_files.enter_context(mapped_rows(train_table))
@@ -143,11 +144,11 @@ def read_labels(table: EmbeddingBatch, name: str) -> np.ndarray:
     return values.astype(str) if values.dtype == object else values
 
 
-def _outcomes(path: str | Path, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return which scored rows have an outcome in the user's file, and the outcomes."""
+def _outcomes(path: str | Path, rows: pa.Table, scored: set[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return which valid rows have an outcome in the user's file, and the outcomes; it may name invalid ones too."""
     found = read_outcomes(path)
     ids = rows.column("id").to_pylist()
-    unknown = [key for key in found if key not in set(ids)]
+    unknown = [key for key in found if key not in scored]
     if unknown:
         raise QScoreError(f"{path}: {_some(unknown, len(found))} are not in the score table")
     known = np.array([i for i, key in enumerate(ids) if key in found], dtype=np.int64)

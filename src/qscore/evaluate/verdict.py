@@ -7,7 +7,7 @@ from qscore.evaluate.calibration import clopper_pearson
 from qscore.evaluate.probes import Probe
 from qscore.evaluate.scores import SCORES
 
-__all__ = ["sentences"]
+__all__ = ["sentences", "undefined_because"]
 
 FEW = 50
 TITLES = {score.name: score.title for score in SCORES}
@@ -25,7 +25,7 @@ def sentences(metrics: Mapping[str, Any], probe: Probe | None = None) -> list[st
         The probe behind the outcomes; None where the user brought them.
     """
     said = [*_outcomes(metrics, probe), *_duplicates(metrics)]
-    undefined = _undefined(metrics)
+    undefined = undefined_because(metrics)
     if undefined:
         return [*said, undefined]
     said += _ranking(metrics)
@@ -47,14 +47,27 @@ def _outcomes(metrics: Mapping[str, Any], probe: Probe | None) -> Iterator[str]:
 
 def _duplicates(metrics: Mapping[str, Any]) -> Iterator[str]:
     train, test = metrics["n_duplicates"]["train"], metrics["n_duplicates"]["test"]
-    if train:
+    if train and metrics["probe"] is None:
+        yield f"{train:,} rows under test equal a training row bit by bit: neighbour scores find the row itself."
+    elif train:
         yield f"{train:,} rows under test equal a training row bit by bit: the probe has seen them, and does too well."
     if test:
         yield f"{test:,} rows under test equal another one bit by bit: they count as often."
 
 
-def _undefined(metrics: Mapping[str, Any]) -> str | None:
-    """Return why nothing can be said about predicting failures, where nothing can."""
+def undefined_because(metrics: Mapping[str, Any]) -> str | None:
+    """Return why nothing can be said about predicting failures, where nothing can.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As for :func:`sentences`; of it ``n``, ``base_rate`` and ``probe``.
+
+    Examples
+    --------
+    >>> undefined_because({"n": 5, "base_rate": {"correct": 1.0}, "probe": None})
+    'All rows are correct, so nothing can be said about predicting failures.'
+    """
     n, share = metrics["n"], metrics["base_rate"]["correct"]
     if share in (0.0, 1.0):
         return f"All rows are {'correct' if share else 'wrong'}, so nothing can be said about predicting failures."
@@ -64,8 +77,9 @@ def _undefined(metrics: Mapping[str, Any]) -> str | None:
     low, _ = clopper_pearson(round(n * share), n)
     if low <= majority:
         return (
-            f"That is no better than always naming the most common class ({majority:.1%}): the probe is at chance, its "
-            "mistakes say nothing of single rows, and failure prediction is undefined."
+            f"That is not shown to be better than always naming the most common class ({majority:.1%}): as far as "
+            "these rows can tell, the probe is at chance, its mistakes say nothing of single rows, and failure "
+            "prediction is undefined."
         )
     return None
 

@@ -128,7 +128,7 @@ def open_masks(source: str | Path, images: ImageSource) -> Masks:
     if unused:
         count = "1 mask has" if len(unused) == 1 else f"{len(unused):,} masks have"
         raise QScoreError(
-            f"{name}: {count} no image in {images.name}, the first is {unused[0]!r}; add the image, or leave the mask out"
+            f"{name}: {count} no image in {images.name}, the first is {unused[0]!r}; add it, or leave the mask out"
         )
     return Masks(found, images, positions)
 

@@ -57,10 +57,13 @@ class ListSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids and paths, and sizes and modification times of local files."""
+        """SHA-256 over ids and paths, and sizes and modification times of local files, archives and tars."""
         rows = zip(self._ids.to_pylist(), self._paths.to_pylist(), strict=True)
+        containers: dict[str, tuple[int, int]] = {}
         # A store takes a request for each file: only local ones are asked for.
-        return fingerprint_lines(f"{id} {path} {None if is_uri(path) else stamp(path)}" for id, path in rows)
+        return fingerprint_lines(
+            f"{id} {path} {None if is_uri(path) else _stamp(path, containers)}" for id, path in rows
+        )
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -91,8 +94,10 @@ def _read_list(name: str) -> pa.Table:
     if table.num_rows == 0:
         raise QScoreError(f"{name}: expected at least one image, got an empty list")
     for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # a category of pandas
-            table = table.set_column(i, field.name, table.column(i).cast(field.type.value_type))
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type  # a category of pandas
+        kind = pa.string() if pa.types.is_string_view(kind) else kind  # as Polars writes them
+        if kind != field.type:
+            table = table.set_column(i, field.name, table.column(i).cast(kind))
     return table
 
 
@@ -140,6 +145,17 @@ def _labels(column: pa.ChunkedArray, name: str) -> list[Any] | None:
     if not any(is_kind(kind) for is_kind in known):
         raise QScoreError(f"{name}: expected labels as integers or strings, got {kind}")
     return None if column.null_count == len(column) else column.to_pylist()
+
+
+def _stamp(path: str, containers: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Return the stamp of a file, or of what holds the image: ``a.npz`` of ``a.npz#17``."""
+    found = stamp(path)
+    while not any(found) and "#" in path:
+        path = path.rpartition("#")[0]
+        if path not in containers:
+            containers[path] = stamp(path)
+        found = containers[path]
+    return found
 
 
 def _resolve(path: str, folder: str | Path) -> str:

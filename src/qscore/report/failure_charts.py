@@ -86,7 +86,8 @@ def forest_chart(q_minus: Mapping[str, Mapping[str, Mapping[str, float]]]) -> An
     ]
     rows.sort(key=lambda row: float(row["value"]))
     for row in rows:
-        row["verdict"] = "Q is better" if row["low"] > 0 else "Q is worse" if row["high"] < 0 else "cannot be told"
+        low, high = (0.0 if row[bound] is None else row[bound] for bound in ("low", "high"))  # null: no interval
+        row["verdict"] = "Q is better" if low > 0 else "Q is worse" if high < 0 else "cannot be told"
     base = alt.Chart(data(rows), title="AUROC of Q minus that of others").encode(
         y=alt.Y("score:N", sort=[row["score"] for row in rows], title=None, axis=alt.Axis(labelLimit=240)),
         color=alt.Color(

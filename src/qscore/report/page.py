@@ -53,6 +53,8 @@ def write_report(run: str | Path) -> Path:
         raise QScoreError(f"{run}: no scores.parquet in this directory; qscore score writes it")
     rows, features, record = read_scored(run / "scores.parquet")
     metrics, evaluation = _evaluation(run)
+    if metrics.get("undefined"):  # the numbers are there, and mean nothing
+        metrics |= {"scores": {}, "classes": [], "claims": None, "calibration": None}
     summary = summarize_scores(run / "scores.parquet")
     charts = _charts(rows, features, evaluation, record, metrics)
     page = _render(

@@ -127,9 +127,9 @@ class BarlowTwins(nn.Module):
     def forward(self, views: list[Float[Tensor, "b 3 h w"]]) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b r"]]:
         """Return the loss, and the representations of both views before the projection head."""
         check_views(views, 2)
-        h = [self.backbone(view) for view in views]  # one by one: BatchNorm sees one kind of view at a time
-        first, second = (full_precision(self.head(x)) for x in h)
+        h = torch.cat([self.backbone(view) for view in views])  # one by one: BatchNorm sees one kind of view at a time
+        first, second = (full_precision(self.head(x)) for x in h.chunk(2))
         with torch.autocast(first.device.type, enabled=False):
             # Gathered here: lightly would normalise with each process's own mean and deviation, the authors with all's.
             loss: Tensor = self.barlow(from_all_processes(first), from_all_processes(second))
-        return loss, torch.cat(h)
+        return loss, h

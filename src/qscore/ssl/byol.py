@@ -130,15 +130,15 @@ class BYOL(nn.Module):
     def forward(self, views: list[Float[Tensor, "b 3 h w"]]) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b r"]]:
         """Return the loss, and the online encoder's representations of both views before the projection head."""
         check_views(views, 2)
-        h = [self.backbone(view) for view in views]  # one by one: BatchNorm sees one kind of view at a time
-        first, second = (full_precision(self.predictor(self.projector(x))) for x in h)
+        h = torch.cat([self.backbone(view) for view in views])  # one by one: BatchNorm sees one kind of view at a time
+        first, second = (full_precision(self.predictor(self.projector(x))) for x in h.chunk(2))
         with torch.no_grad():
             target_first, target_second = (full_precision(self.target(view)) for view in views)
         with torch.autocast(first.device.type, enabled=False):
             loss: Tensor = (  # equation 2 in both directions: the squared distance of unit vectors is 2 - 2 cos
                 4 + 2 * self.negative_cosine(first, target_second) + 2 * self.negative_cosine(second, target_first)
             )
-        return loss, torch.cat(h)
+        return loss, h
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Move the target towards the online network (equation 1), once per optimiser step."""

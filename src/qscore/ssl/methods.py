@@ -64,7 +64,10 @@ class Method(Protocol):
         """How each view is made; the first two are the global ones, all others smaller."""
 
     def __call__(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the loss, in at least float32, and the online encoder's output for both global views, stacked."""
+        """Return the loss, in at least float32, and the online encoder's output for both global views, stacked.
+
+        The loss is computed from that very tensor, so that its gradient there can be taken.
+        """
 
 
 class Entry(NamedTuple):

@@ -165,15 +165,15 @@ class MoCo(nn.Module):
         """Return the loss, and the query encoder's representations of both views before the projection head."""
         check_views(views, 2)
         both = self.config.symmetric
-        h = [self.backbone(view) for view in (views if both or self.h_wanted else views[:1])]
-        queries = [full_precision(self.head(x)) for x in (h if both else h[:1])]
+        h = torch.cat([self.backbone(view) for view in (views if both or self.h_wanted else views[:1])])
+        queries = [full_precision(self.head(x)) for x in torch.split(h, len(views[0]))[: 2 if both else 1]]
         keys = [self._keys(view) for view in (reversed(views) if both else views[1:])]  # each query's other view
         with torch.autocast(views[0].device.type, enabled=False):
             losses = [self.info_nce(query, key) for query, key in zip(queries, keys, strict=True)]
         if torch.is_grad_enabled():
             for key in keys:
                 self.queue.push(key)
-        return torch.stack(losses).mean(), torch.cat(h)
+        return torch.stack(losses).mean(), h
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:

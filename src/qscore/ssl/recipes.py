@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qscore._validate import QScoreError, nearest
+from qscore.encoders.backbones import resolve_name
 from qscore.images import ImageSource
 from qscore.ssl.methods import METHODS, TrainingConfig, local_size
 from qscore.ssl.overrides import replace_fields
@@ -89,8 +90,7 @@ def make_plan(
         image_size = min(side, LARGEST_SIDE)
     if recipe == "auto":
         recipe = choose_recipe(n, side)
-    if backbone is None:
-        backbone = choose_backbone(recipe, image_size)
+    backbone = resolve_name(backbone or choose_backbone(recipe, image_size))
     config = _settle(recipes[recipe], n, epochs, overrides, image_size, devices * accumulate)
     check = METHODS[method].check
     if check is not None:

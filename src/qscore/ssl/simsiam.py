@@ -115,10 +115,10 @@ class SimSiam(nn.Module):
     def forward(self, views: list[Float[Tensor, "b 3 h w"]]) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b r"]]:
         """Return the loss, and the representations of both views before the projection head."""
         check_views(views, 2)
-        h = [self.backbone(view) for view in views]  # one by one, as in the authors' code
-        z = [self.projector(x) for x in h]
+        h = torch.cat([self.backbone(view) for view in views])  # one by one, as in the authors' code
+        z = [self.projector(x) for x in h.chunk(2)]
         p1, p2 = (full_precision(self.predictor(x)) for x in z)
         z1, z2 = (full_precision(x.detach()) for x in z)
         with torch.autocast(p1.device.type, enabled=False):
             loss: Tensor = self.negative_cosine(p1, z2) / 2 + self.negative_cosine(p2, z1) / 2  # equation 4
-        return loss, torch.cat(h)
+        return loss, h

@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from qscore._validate import QScoreError, one_line
 from qscore.images import ImageSource, subset
 from qscore.images.augment import Augmentation, Augmenter
-from qscore.ssl.pixels import Share, channel_statistics, load_pixels, mixed_seed
+from qscore.ssl.pixels import Share, Triple, channel_statistics, load_pixels, mixed_seed
 
 __all__ = ["Streamed", "random_crop"]
 
@@ -55,17 +55,28 @@ class Streamed:
         Of the crops.
     workers : int
         Processes, at least 1.
+    statistics : pair of triples of float or None
+        Mean and deviation of the colours, where they are known.
     """
 
     def __init__(
-        self, source: ImageSource, views: tuple[Augmentation, ...], size: int, *, seed: int, workers: int
+        self,
+        source: ImageSource,
+        views: tuple[Augmentation, ...],
+        size: int,
+        *,
+        seed: int,
+        workers: int,
+        statistics: tuple[Triple, Triple] | None = None,
     ) -> None:
         self._crops = Crops(source, views, seed)
         self._workers = workers
         self._batches: Iterator[Loaded] = iter(())
         self._next: tuple[int, int] | None = None
-        some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
-        self.statistics = channel_statistics(load_pixels(subset(source, some), size, workers))
+        if statistics is None:
+            some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
+            statistics = channel_statistics(load_pixels(subset(source, some), size, workers))
+        self.statistics = statistics
 
     def __len__(self) -> int:
         return len(self._crops.source)

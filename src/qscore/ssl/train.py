@@ -17,7 +17,7 @@ from qscore._validate import QScoreError
 from qscore.encoders import Preprocessing, build_backbone, measure_output, save_encoder
 from qscore.images import ImageSource, open_images
 from qscore.ssl.hardware import check_hardware, device_of, trainer_arguments
-from qscore.ssl.methods import METHODS
+from qscore.ssl.methods import METHODS, Method
 from qscore.ssl.module import Feed, Training
 from qscore.ssl.pixels import InMemory, load_pixels, memory_limit, mixed_seed, pixel_bytes
 from qscore.ssl.recipes import make_plan
@@ -81,7 +81,8 @@ def pretrain(
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     devices : int
-        Processes to train with, each on a device of its own; the batch is divided among them.
+        Processes to train with, each on a device of its own; the batch is divided among them. On GPUs they share the
+        statistics of BatchNorm; on a CPU each has its own, so that their number changes the result.
     precision : str
         ``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``.
     accumulate : int
@@ -147,8 +148,7 @@ def pretrain(
         feed: Feed
         if data == "stream":
             workers = workers or min(max((os.cpu_count() or 1) // devices, 1), MOST_PROCESSES)
-            log.info("the images are streamed by %d processes, and views cropped out of whole images", workers)
-            feed = Streamed(source, tuple(module.views), plan.image_size, seed=seed, workers=workers)
+            feed = _stream(source, module, plan.image_size, seed, workers)
         else:
             workers = workers or min(os.cpu_count() or 1, MOST_THREADS)
             feed = InMemory(load_pixels(source, plan.image_size, workers, limit))
@@ -180,6 +180,11 @@ def _check_numbers(seed: int, workers: int | None, keep_every: int | None) -> No
         raise QScoreError(f"workers: expected at least 1, got {workers}")
     if keep_every is not None and keep_every < 1:
         raise QScoreError(f"keep_every: expected at least 1 epoch, got {keep_every}")
+
+
+def _stream(source: ImageSource, method: Method, size: int, seed: int, workers: int) -> Streamed:
+    log.info("the images are streamed by %d processes, and views cropped out of whole images", workers)
+    return Streamed(source, tuple(method.views), size, seed=seed, workers=workers)
 
 
 def choose_data(stream: bool | None, found: Any, needed: int, limit: int) -> str:

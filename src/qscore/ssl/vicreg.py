@@ -137,8 +137,8 @@ class VICReg(nn.Module):
     def forward(self, views: list[Float[Tensor, "b 3 h w"]]) -> tuple[Float[Tensor, ""], Float[Tensor, "2*b r"]]:
         """Return the loss, and the representations of both views before the expander."""
         check_views(views, 2)
-        h = [self.backbone(view) for view in views]  # one by one: BatchNorm sees one kind of view at a time
-        first, second = (full_precision(self.head(x)) for x in h)
+        h = torch.cat([self.backbone(view) for view in views])  # one by one: BatchNorm sees one kind of view at a time
+        first, second = (full_precision(self.head(x)) for x in h.chunk(2))
         with torch.autocast(first.device.type, enabled=False):
             loss: Tensor = self.vicreg(first, second)
-        return loss, torch.cat(h)
+        return loss, h

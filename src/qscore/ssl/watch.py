@@ -200,7 +200,7 @@ def hold_interrupts() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's remarks on devices and limits off the screen; its warnings stay, but for one on its own code."""
+    """Keep Lightning's remarks on devices and limits off the screen; its warnings stay, but for two."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -208,6 +208,7 @@ def quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen, and meant to be
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -301,7 +301,7 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
         )
         if len(rows) >= LEAST:
             said += _judge(found)
-    said += [f"Left out: {row['checkpoint']}: {row['reason']}." for row in found["refused"]]
+    said += [f"Left out: {row['checkpoint']}: {row['reason'].rstrip('.')}." for row in found["refused"]]
     return said
 
 
@@ -315,9 +315,8 @@ def _judge(found: Mapping[str, Any]) -> Iterator[str]:
     if math.isnan(rho["low"]):
         yield f"{said}; five checkpoints and more would give an interval."
         return
-    shown = (
-        "alike" if rho["low"] > 0 else "oppositely" if rho["high"] < 0 else "neither alike nor oppositely, as far as"
-    )
-    tail = " these checkpoints show" if rho["low"] <= 0 <= rho["high"] else ""
-    yield f"{said} (95 % interval {rho['low']:+.2f} to {rho['high']:+.2f}): {shown}{tail}."
+    shown = "whether they agree is not shown"
+    if not rho["low"] <= 0 <= rho["high"]:
+        shown = "they agree" if rho["low"] > 0 else "they disagree"
+    yield f"{said} (95 % interval {rho['low']:+.2f} to {rho['high']:+.2f}): {shown}."
     yield "Checkpoints of one training are no independent sample: another training may order them otherwise."
