@@ -43,3 +43,10 @@ def test_memory_is_pinned_for_the_gpu_that_computes(encoder, digits, monkeypatch
     device = torch.device("cuda:1")
     list(forward.forward(encoder, digits, Plain(encoder.preprocess), [range(1)], device, "32-true", 0))
     assert entered == [device]
+
+
+def test_without_a_batch_nothing_is_started_or_moved(encoder, digits, monkeypatch):
+    for name in ("Network", "DataLoader"):
+        monkeypatch.setattr(forward, name, lambda *_, **__: pytest.fail("begun"))
+    device = torch.device("cpu")
+    assert list(forward.forward(encoder, digits, Plain(encoder.preprocess), [], device, "32-true", 2)) == []

@@ -93,6 +93,11 @@ def test_no_labels(write):
     assert source.labels is None and source.class_names is None and source.record(0).label is None
 
 
+def test_ids_as_bytes_are_the_same_as_strings(write):
+    source = ArchiveSource(write(ids=np.char.encode(["a", "é", "7"], "utf-8")))
+    assert [source.record(i).id for i in range(3)] == ["a", "é", "7"]
+
+
 def test_ids_default_to_stem_and_number(write):
     assert ArchiveSource(write("set.npz", ids=None)).record(2).id == "set#2"
 

@@ -143,6 +143,8 @@ def forward(
     QScoreError
         If a single image does not fit into the device's memory.
     """
+    if not batches:  # nothing to start processes for, or to move the encoder
+        return
     loader: Any = DataLoader(
         _Prepared(source, prepare),
         batch_sampler=batches,  # type: ignore[arg-type]  # a range is as good as a list
@@ -152,7 +154,7 @@ def forward(
     )
     # Of several GPUs torch would pin memory for the first.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with current, Network(encoder, device, precision, max(map(len, batches), default=1)) as network:
+    with current, Network(encoder, device, precision, max(map(len, batches))) as network:
         for x, reasons, failure in _fetched(loader):
             if failure:
                 raise StoreError(failure)

@@ -125,7 +125,7 @@ def _ids(arrays: Mapping[str, NDArray[Any]], n: int, path: str) -> list[str]:
     if "ids" not in arrays:
         return [f"{Path(path).stem}#{i}" for i in range(n)]
     _check_length(arrays["ids"], "ids", n, path)
-    ids = [str(id) for id in arrays["ids"].tolist()]
+    ids = [id.decode(errors="replace") if isinstance(id, bytes) else str(id) for id in arrays["ids"].tolist()]
     check_unique(ids, path)
     return ids
 
