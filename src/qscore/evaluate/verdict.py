@@ -30,7 +30,7 @@ def sentences(metrics: Mapping[str, Any], probe: Probe | None = None) -> list[st
         return [*said, undefined]
     said += _ranking(metrics)
     said += (metrics["claims"] or {}).get("sentences", [])
-    return [*said, *_calibration(metrics), *_left_out(metrics)]
+    return list(dict.fromkeys([*said, *_calibration(metrics), *_left_out(metrics)]))  # both warn of few rows
 
 
 def _outcomes(metrics: Mapping[str, Any], probe: Probe | None) -> Iterator[str]:

@@ -19,7 +19,7 @@ from qscore.evaluate.probes import fit_probe
 from qscore.images import ImageSource
 from qscore.kernels import scan
 from qscore.metrics import hoyer_sparsity
-from qscore.scoring import features_path, read_stored, score
+from qscore.scoring import features_path, read_stored, score, summarize_scores
 from qscore.ssl.finetune import Hardware
 from qscore.ssl.watch import Diverged
 from qscore.study.splits import has_labels
@@ -71,10 +71,9 @@ def discover(
     """
     _embed(train, encoder, folder / "train-embeddings", hardware)
     scores = folder / "train-scores.parquet"
-    if scores.exists() and features_path(scores).exists():
-        return read_discovered(features_path(scores))
-    summary = score(folder / "train-embeddings", scores, epsilon=epsilon, overwrite=True)  # type: ignore[arg-type]
-    return read_discovered(features_path(scores), summary.coverage)
+    if not (scores.exists() and features_path(scores).exists()):
+        score(folder / "train-embeddings", scores, epsilon=epsilon, overwrite=True)  # type: ignore[arg-type]
+    return read_discovered(features_path(scores), summarize_scores(scores).coverage)
 
 
 def read_discovered(path: str | Path, coverage: float | None = None) -> Discovered:
