@@ -1,11 +1,12 @@
 import json
+import os
 
 import pytest
 import torch
 from reference.checkpoints import LAYOUTS, fc, narrow, prefixed
 from typer.testing import CliRunner
 
-from qscore.cli.app import app
+from qscore.cli.app import app, main
 from qscore.encoders import load_encoder
 
 
@@ -100,3 +101,14 @@ def test_bad_input_is_one_line(tmp_path):
     done = run("inspect", tmp_path / "x.pth")
     assert done.exit_code == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert run("inspect", tmp_path / "x.pth", "--stem-padding", "3").exit_code == 2
+
+
+@pytest.mark.parametrize("before", [None, "debug"])
+def test_a_hub_that_is_out_of_reach_is_told_once(monkeypatch, before):
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if before:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", before)
+    monkeypatch.setattr("qscore.cli.app.app", lambda: None)
+    main()
+    assert os.environ["HF_HUB_VERBOSITY"] == (before or "error")  # at its own level, each attempt is a warning

@@ -131,6 +131,21 @@ def test_the_core_is_the_silhouette_where_and_as_large_as_the_attributes_say():
             assert min(bounds[0]) - 0.07 < position < max(bounds[1]) + 0.07
 
 
+def test_shapes_are_turned_and_neither_sheared_nor_stretched():
+    """What looks the same after a quarter turn has no longer and shorter axis, however it lies."""
+    source = open_images("shapes:n=60,size=200")
+    turns = []
+    for i in range(60):
+        rows, columns = np.nonzero(source.masks(i)["core"])
+        if source.labels[i] in ("disc", "square", "plus", "ring"):
+            shorter, longer = np.linalg.eigvalsh(np.cov(rows, columns))
+            assert longer / shorter < 1.03
+        if source.labels[i] == "arrow":  # its tip is the middle of its uppermost row, its foot that of its lowest
+            tip, foot = (columns[rows == row].mean() for row in (rows.min(), rows.max()))
+            turns.append(np.degrees(np.arctan2(tip - foot, rows.max() - rows.min())))
+    assert min(turns) < -3 and max(turns) > 3 and max(map(abs, turns)) < 20
+
+
 def test_nothing_of_a_shape_is_cut_off():
     source = open_images("shapes:n=200,classes=100,size=48")
     for i in range(200):
