@@ -109,6 +109,6 @@ def test_a_hub_that_is_out_of_reach_is_told_once(monkeypatch, before):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     if before:
         monkeypatch.setenv("HF_HUB_VERBOSITY", before)
-    monkeypatch.setattr("qscore.cli.app.app", lambda: None)
+    monkeypatch.setitem(main.__globals__, "app", lambda: None)
     main()
     assert os.environ["HF_HUB_VERBOSITY"] == (before or "error")  # at its own level, each attempt is a warning

@@ -296,7 +296,6 @@ def main() -> None:
     """Run the command line."""
     # On a machine with other work, OpenMP threads that spin while they wait slow training many times over.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault(
-        "HF_HUB_VERBOSITY", "error"
-    )  # it would warn of each attempt to reach a network that is not there
+    # The hub's package would warn of each attempt to reach a network that is not there, a dozen of them.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     app()
