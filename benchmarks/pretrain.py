@@ -32,6 +32,7 @@ from qscore.ssl.watch import Watch
 
 SIZE, LOCAL = 32, 16
 WARM_UP = 3  # steps that are not counted
+LR = 1e-3  # of both; VICReg at the 0.06 of lightly's examples diverges on such images
 SETTINGS = {  # the widths and views of lightly's examples, or ours for both
     "simclr": {"hidden_dim": 512, "output_dim": 128},
     "moco": {"hidden_dim": 512, "output_dim": 128, "queue_size": 4096, "symmetric": False},
@@ -207,7 +208,7 @@ def run_theirs(name, pixels, a):
         pin_memory=a.device != "cpu",
         persistent_workers=True,
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     times = []
     while len(times) < a.steps:
         for batch in loader:
@@ -231,7 +232,7 @@ def run_ours(name, images, a, folder):
         times.append(now(a.device, wait=len(times) + 1 in (WARM_UP, a.steps)))
 
     per_epoch = len(images) // a.batch_size
-    overrides = SETTINGS[name] | {"batch_size": a.batch_size, "optimizer": "sgd", "lr": 0.06, "warmup_epochs": 0.0}
+    overrides = SETTINGS[name] | {"batch_size": a.batch_size, "optimizer": "sgd", "lr": LR, "warmup_epochs": 0.0}
     overrides |= {"queue_start": 0} if name == "swav" else {}
     Watch.on_train_batch_end = timed
     try:
