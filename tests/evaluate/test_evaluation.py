@@ -149,6 +149,15 @@ def test_no_labels(tmp_path, rng):
         evaluated(tmp_path, H, None, train_embeddings=train)
 
 
+def test_a_column_of_labels_that_holds_none(tmp_path, rng):
+    H, labels = planted(rng, n=100)
+    table = write_table(tmp_path / "e.parquet", H, pa.nulls(100, pa.int64()))
+    score(table, tmp_path / "s.parquet", epsilon=2.0)
+    train = write_table(tmp_path / "t.parquet", H, labels)
+    with pytest.raises(QScoreError, match="has no label in any row; failure prediction needs labels to test against"):
+        evaluate_scores(tmp_path / "s.parquet", table, train)
+
+
 def test_missing_labels(tmp_path, rng):
     H, labels = planted(rng, n=100)
     with pytest.raises(QScoreError, match="1 of 100 rows have no label"):
@@ -272,7 +281,10 @@ def test_outcomes_may_name_invalid_rows_and_labels_make_no_probe_of_the_rows_und
     (tmp_path / "mine.csv").write_text("id,correct\n" + "".join(f"i{k},{k % 2}\n" for k in range(300)))
     metrics = evaluate_scores(tmp_path / "s.parquet", table, correct=tmp_path / "mine.csv", resamples=5)
     assert metrics["n"] == 299 and metrics["class_mean"]["q_score"]
-    assert metrics["compression"] is None and not any("keep =" in sentence for sentence in metrics["sentences"])
+    assert metrics["compression"] is None
+    assert [sentence for sentence in metrics["sentences"] if "compressed" in sentence] == [
+        "How far the representation can be compressed was not measured: it needs labelled training embeddings."
+    ]
 
 
 def test_a_row_is_not_its_own_neighbour_where_the_rows_under_test_are_the_reference(tmp_path, rng):

@@ -255,7 +255,8 @@ def _compression(
 ) -> tuple[list[dict[str, Any]] | None, list[str]]:
     """Measure how far the representation can be compressed, and say so; features are ranked on the training rows."""
     if found.train_labels is None or found.labels is None:
-        return None, []
+        lack = "How far the representation can be compressed was not measured: it needs labelled training embeddings."
+        return None, [lack]
     stored = read_stored(features_path(scores))
     H = found.train if stored.scaling is None else apply_scaling(found.train, *stored.scaling)
     rates = scan(H, stored.settings["epsilon"], two_sided=stored.settings["signed"]).counts

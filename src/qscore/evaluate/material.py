@@ -137,7 +137,8 @@ def read_labels(table: EmbeddingBatch, name: str) -> np.ndarray:
     """
     labels = table.columns.get("label")
     if labels is None or labels.null_count == len(labels):
-        raise QScoreError(f"{name} has no column 'label'; failure prediction needs labels to test against")
+        lack = "has no column 'label'" if labels is None else "has no label in any row"
+        raise QScoreError(f"{name} {lack}; failure prediction needs labels to test against")
     if labels.null_count:
         raise QScoreError(f"{name}: {labels.null_count} of {len(labels)} rows have no label")
     values: np.ndarray = labels.to_numpy(zero_copy_only=False)
