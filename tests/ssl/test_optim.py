@@ -72,6 +72,18 @@ def test_lars_step_follows_its_equation(network):
     torch.testing.assert_close(network[0].bias.detach(), bias - 0.1 * 0.25)
 
 
+def test_lars_scales_weights_that_are_not_decayed_too(network):
+    weight, bias = network[0].weight.detach().clone(), network[0].bias.detach().clone()
+    config = Config(optimizer="lars", lr=0.1, batch_size=256, weight_decay=0.0, trust_coefficient=0.02)
+    optimizer = build_optimizer(network, config)
+    set_rates(optimizer, config, 0, 10, 0)
+    optimizer.step()
+    gradient = torch.full((3, 4), 0.5)
+    trust = 0.02 * weight.norm() / gradient.norm()
+    torch.testing.assert_close(network[0].weight.detach(), weight - 0.1 * trust * gradient)
+    torch.testing.assert_close(network[0].bias.detach(), bias - 0.1 * 0.25)
+
+
 def settings(**changes):
     """Settings with fields that only some methods have."""
     fields = {"optimizer": "lars", "lr": 0.2, "batch_size": 512, "weight_decay": 0.01, "momentum": 0.9}

@@ -176,6 +176,10 @@ def test_overrides_that_cannot_be_read(text, message):
         ({"overrides": {"lr": "1"}}, "lr: expected a number, got '1'"),
         ({"overrides": {"lr": float("nan")}}, "lr: expected a number, got nan"),
         ({"overrides": {"lr": -1.0}}, "lr: expected a number of at least 0, got -1.0"),
+        (
+            {"overrides": {"trust_coefficient": -1.0}},
+            "trust_coefficient: expected a number of at least 0, got -1.0",
+        ),
         ({"overrides": {"batch_size": 1}}, "batch_size: expected 2 to 24, the number of images, got 1"),
         ({"overrides": {"batch_size": 25}}, "batch_size: expected 2 to 24, the number of images, got 25"),
         (

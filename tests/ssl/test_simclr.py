@@ -35,6 +35,24 @@ def test_gradient_is_that_of_nt_xent(model):
     torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=1e-6)
 
 
+def test_a_steps_gradients_are_those_of_nt_xent(model, views):
+    parameters = [p for p in model.parameters() if p.ndim == 2]
+    first = views[0].requires_grad_()
+    found = torch.autograd.grad(model(views)[0], [*parameters, first])
+
+    def loss_with(tensor, value):
+        before, tensor.data = tensor.data, value.view_as(tensor)
+        with torch.no_grad():
+            projections = model.head(model.backbone(torch.cat(views)))
+        tensor.data = before
+        return nt_xent(projections[:5], projections[5:], 0.3)
+
+    for tensor, gradient in zip([*parameters, first], found, strict=True):
+        rows = tensor.detach().flatten(1)
+        expected = finite_difference(lambda value, tensor=tensor: loss_with(tensor, value), rows)
+        torch.testing.assert_close(gradient.flatten(1), expected, rtol=0, atol=1e-5)
+
+
 def test_representations_are_the_encoders_before_the_head(model, views):
     _, h = model(views)
     torch.testing.assert_close(h, model.backbone(torch.cat(views)))

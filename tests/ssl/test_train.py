@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+import resource
 import signal
 
 import pytest
@@ -202,6 +203,41 @@ def test_a_failure_to_save_keeps_the_older_checkpoint(few_digits, tmp_path, monk
         train_tiny(few_digits, tmp_path)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small_disk():
+    """A function after which no file takes more than a few bytes, as on a full disk."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_a_disk_that_is_full_in_fact_keeps_the_older_checkpoint(tmp_path, small_disk):
+    checkpoint = tmp_path / "last.ckpt"
+    writer = watch.AtomicCheckpoints()
+    writer.save_checkpoint({"weights": torch.zeros(3)}, checkpoint)
+    small_disk(50_000)
+    with pytest.raises(QScoreError) as error:
+        writer.save_checkpoint({"weights": torch.zeros(100_000)}, checkpoint)
+    assert str(error.value) == f"cannot write {checkpoint}: File too large"
+    assert torch.equal(torch.load(checkpoint, weights_only=True)["weights"], torch.zeros(3))
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_an_error_of_torch_while_saving_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch.torch, "save", lambda *_: crash(None))
+    with pytest.raises(RuntimeError, match="power cut"):
+        watch.AtomicCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
+
+
+def test_logs_that_find_no_room_are_named(few_digits, tmp_path, monkeypatch, small_disk, capfd):
+    at_call(monkeypatch, 5, lambda _: small_disk(1))
+    with pytest.raises(QScoreError) as error:
+        train_tiny(few_digits, tmp_path)
+    assert str(error.value) == f"cannot write {tmp_path / 'logs'}: File too large"
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_in_a_part_of_a_batch_is_that_batchs(few_digits, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Optimisers by name, and the schedules of learning rate and weight decay as functions of the step."""
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,7 +38,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig, constant: Iterabl
     groups: list[dict[str, Any]] = [
         {
             "params": [p for p in trainable if (p.ndim > 1) == decayed and (id(p) not in fixed) == scheduled],
-            "weight_decay": config.weight_decay if decayed else 0.0,
+            "weight_decay": _decay(config, config.weight_decay) if decayed else 0.0,
             "decayed": decayed,
             "scheduled": scheduled,
             "lr": (config.lr if decayed else biases) * scale,
@@ -79,7 +80,12 @@ def set_rates(
     )
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * (factor if group["scheduled"] else 1.0)
-        group["weight_decay"] = decay if group["decayed"] else 0.0
+        group["weight_decay"] = _decay(config, decay) if group["decayed"] else 0.0
+
+
+def _decay(config: TrainingConfig, decay: float) -> float:
+    """Return what stands for a weight decay: lightly's LARS takes 0 as a sign not to scale the parameters either."""
+    return max(decay, sys.float_info.min) if config.optimizer == "lars" else decay
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, floor: float = 0.0) -> float:

@@ -21,7 +21,10 @@ OPTIMIZERS = ("lars", "adamw", "sgd")
 LARGE_SIDE = 64  # pixels; above it images count as photographs
 MANY_IMAGES = 50_000  # what CIFAR has; with fewer, the published recipes take too few steps
 LARGEST_SIDE = 224  # pixels; what networks for photographs are made for
-NOT_NEGATIVE = ("lr", "lr_end", "lr_biases", "weight_decay", "weight_decay_end", "momentum", "clip_gradient")
+NOT_NEGATIVE = (
+    *("lr", "lr_end", "lr_biases", "weight_decay", "weight_decay_end"),
+    *("momentum", "trust_coefficient", "clip_gradient"),
+)
 STEPS_PER_EPOCH = 4  # at least, unless the user sets the batch
 WHOLE_VIEWS = ("augment", "augment2")  # views that have the size of the training images
 

@@ -23,7 +23,7 @@ from qscore.ssl.pixels import InMemory, load_pixels, memory_limit, mixed_seed, p
 from qscore.ssl.recipes import make_plan
 from qscore.ssl.run import RunFolder
 from qscore.ssl.stream import Streamed
-from qscore.ssl.watch import AtomicCheckpoints, Interrupted, Watch, hold_interrupts, quiet_lightning
+from qscore.ssl.watch import AtomicCheckpoints, Interrupted, Watch, hold_interrupts, is_full, quiet_lightning
 
 __all__ = ["choose_data", "first_process_speaks", "fit", "pretrain"]
 
@@ -249,5 +249,9 @@ def fit(
             raise KeyboardInterrupt from None
         except SystemExit:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from None
+        except OSError as error:  # of a logger: checkpoints and images tell of their own
+            if not is_full(error):
+                raise
+            raise QScoreError(f"cannot write {folder.logs}: {error.strerror}") from error
         finally:
             training.feed.close()

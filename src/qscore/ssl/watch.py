@@ -1,5 +1,6 @@
 """What watches over a training: progress, a loss that must stay finite, checkpoints, and Ctrl-C."""
 
+import errno
 import logging
 import math
 import signal
@@ -18,7 +19,9 @@ from qscore._files import atomic_path
 from qscore._progress import Advance
 from qscore._validate import QScoreError
 
-__all__ = ["AtomicCheckpoints", "Diverged", "Interrupted", "Watch", "hold_interrupts", "quiet_lightning"]
+__all__ = ["AtomicCheckpoints", "Diverged", "Interrupted", "Watch", "hold_interrupts", "is_full", "quiet_lightning"]
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Diverged(QScoreError):  # noqa: N818 (a fact, not a mistake)
@@ -157,6 +160,11 @@ class Watch(Callback):
         )
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Return whether an error says that a disk takes no more."""
+    return isinstance(error, OSError) and error.errno in NO_SPACE
+
+
 @final
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints whole or not at all; Lightning's own writer holds a second copy in memory."""
@@ -170,7 +178,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
             If it cannot be written; an older one is kept.
         """
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of torch's writer, which ends a file by itself where the disk is full
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 @contextmanager
@@ -200,16 +211,22 @@ def hold_interrupts() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's remarks on devices and limits off the screen; its warnings stay, but for two."""
+    """Keep Lightning's remarks on devices and limits off the screen; its warnings stay, but for two.
+
+    The traceback of TensorBoard's thread on a full disk is kept off too: the training meets the same error itself.
+    """
+    report = threading.excepthook
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
+    threading.excepthook = lambda raised: None if is_full(raised.exc_value) else report(raised)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen, and meant to be
             yield
     finally:
+        threading.excepthook = report
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
