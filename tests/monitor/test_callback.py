@@ -1,4 +1,6 @@
 import csv
+import re
+from pathlib import Path
 
 import lightning.pytorch as lightning
 import pytest
@@ -8,6 +10,8 @@ from reference.monitor_modules import LightlySimCLR, SoloModule, labelled_batche
 from torch.utils.data import DataLoader
 
 from qscore import QScoreCallback, QScoreError, QScoreMonitor
+
+PAGE = Path(__file__).parents[2] / "docs" / "monitor.rst"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers which may be a bottleneck"),
@@ -67,6 +71,22 @@ def test_other_callbacks_find_the_figures_and_checkpoints_keep_the_best_rankme(t
     resumed = QScoreCallback(some_images(60, 1))
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
+
+
+def test_checkpoints_of_a_module_with_a_validation_are_chosen_as_the_pages_say(tmp_path):
+    class Validated(SoloModule):
+        def validation_step(self, batch, batch_index):
+            self.log("loss", torch.tensor(0.0))
+
+    [options] = re.findall(r"``ModelCheckpoint\((.*?)\)``", PAGE.read_text())
+    assert (
+        "every_n_epochs=k" in QScoreCallback.__doc__ and "every_n_epochs=5" in options and "every=5" in PAGE.read_text()
+    )
+    best = lightning.callbacks.ModelCheckpoint(tmp_path / "best", **eval(f"dict({options})") | {"every_n_epochs": 2})
+    callback = QScoreCallback(some_images(60, 1), every=2)
+    trainer = quiet(lightning.Trainer, tmp_path, callbacks=[best, callback], max_epochs=4, enable_checkpointing=True)
+    trainer.fit(Validated(), labelled_batches(), labelled_batches(shuffle=False))
+    assert float(best.best_model_score) == max(found.rankme for found in callback.history)
 
 
 @pytest.mark.filterwarnings("ignore:epoch .. signs of collapse")  # BatchNorm's averages, two steps into a training

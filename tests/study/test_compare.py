@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_training import crash
 
 from qscore import QScoreError
+from qscore.encoders import Encoder, save_again
 from qscore.study import compare
 from qscore.study.arms import ARMS, Outcome, choose_arms
 from qscore.study.compare import contrast
@@ -92,9 +94,8 @@ def test_pooled_differences_are_by_hand(compared):
         for s in (0, 1):
             mean = sum(pairs[s][0] - pairs[s][1] for pairs in total) / len(total)
             assert difference["seeds"][str(s)] == pytest.approx(mean, abs=1e-12)
-        assert difference["minimum_effect"] == pytest.approx(
-            2.8 * np.std(per_row, ddof=1) / math.sqrt(len(per_row)), abs=1e-12
-        )
+        least = 2.8 * np.std(per_row, ddof=1) / math.sqrt(len(per_row)) if len(set(per_row)) > 1 else math.nan
+        assert difference["minimum_effect"] == pytest.approx(least, abs=1e-12, nan_ok=True)
         plain = sum(pairs[s][1] for pairs in total for s in (0, 1)) / len(total) / 2
         if plain:
             assert difference["relative"]["value"] == pytest.approx(difference["value"] / plain)
@@ -113,9 +114,8 @@ def test_the_tidy_table_holds_the_same_numbers(compared):
         if (row["arm"], row["reference"], row["metric"], row["seed"]) == ("qscore", "random-d", "accuracy", None)
     ]
     expected = found["differences"]["qscore"]["random-d"]["accuracy"]
-    assert (row["value"], row["low"], row["minimum_effect"]) == (
-        *(expected["value"], expected["low"], expected["minimum_effect"]),
-    )
+    for name in ("value", "low", "minimum_effect"):
+        assert row[name] == pytest.approx(expected[name], rel=0, abs=0, nan_ok=True)
     assert {row["arm"] for row in table} == {"start", *ARMS}
 
 
@@ -155,8 +155,35 @@ def test_an_arm_that_diverges_is_reported_and_the_others_go_on(run, train, test,
         assert found["arms"][arm]["metrics"] == {} and "0" in found["arms"][arm]["failed"]
     assert [row["verdict"] for row in found["verdicts"]] == ["not tested"] * 4
     assert any(sentence.startswith("plain, seed 0, diverged: ") for sentence in found["sentences"])
+    assert "of the mean of those of 1 seed that both arms finished;" in found["sentences"][-1]
     monkeypatch.setattr("qscore.ssl.finetune.fit", crash)
     assert compare(run, "simclr", train, tmp_path, **options)["arms"] == found["arms"]
+
+
+def test_an_arm_whose_representations_are_nan_has_diverged(run, train, test, quick, tmp_path, monkeypatch):
+    def spoiled(start, feeds, place, *, extra, learning_rate, **options):
+        """An arm whose weights are finite, and BatchNorm's statistics no more."""
+        backbone = copy.deepcopy(start.encoder.backbone)
+        if learning_rate:
+            next(value for name, value in backbone.named_buffers() if name.endswith("running_var")).fill_(-1.0)
+        (place.path / "history.json").write_text("[]")
+        return save_again(place.path, Encoder(backbone, start.encoder.source), extra=extra)
+
+    monkeypatch.setattr("qscore.study.arms.tune", spoiled)
+    options = {"test_images": test, "seeds": 1, "settings": quick, "arms": ["lr0", "plain"]}
+    found = compare(run, "simclr", train, tmp_path, **options)
+    assert found["arms"]["plain"]["failed"] == {"0": "64 of 64 representations hold NaN or infinity"}
+    assert found["arms"]["lr0"]["metrics"]["accuracy"]["value"] > 0
+
+
+def test_an_empty_d_is_refused_before_any_arm_is_trained(run, train, test, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("qscore.study.arms.tune", crash)
+    with pytest.raises(QScoreError) as error:
+        compare(run, "simclr", train, tmp_path, test_images=test, settings=replace(quick, epsilon=5.5))
+    assert str(error.value) == (
+        "D is empty: at epsilon 5.5 no feature of the band is highly active in any training row, so no row can be "
+        "lifted; give a smaller --epsilon, or auto"
+    )
 
 
 def test_without_labels_only_what_needs_none_is_compared(run, unlabelled, quick, tmp_path):

@@ -46,6 +46,12 @@ def test_few_checkpoints_have_no_interval_and_fewer_no_correlation():
     assert correlations(np.arange(6.0), np.ones(6)) == {"spearman": None, "kendall": None}
 
 
+def test_a_perfect_order_has_no_interval_as_all_resamples_agree():
+    found = correlations(np.arange(6.0), np.arange(6.0) ** 2, resamples=100)
+    for name in ("spearman", "kendall"):
+        assert found[name].value == pytest.approx(1) and math.isnan(found[name].low) and math.isnan(found[name].high)
+
+
 def test_regret_is_what_the_choice_falls_short():
     accuracy = np.array([0.5, 0.9, 0.7])
     assert regret(np.array([1.0, 2.0, 3.0]), accuracy) == pytest.approx(0.2)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from tiny_training import at_call, crash
 import qscore
 from qscore import QScoreError, QScoreRegularizer
 from qscore.encoders import Preprocessing, build_backbone, save_encoder
+from qscore.ssl.watch import Diverged
 from qscore.study import Tuning, finetune
 from qscore.study.measure import discover, read_discovered
 from qscore.study.settings import make_addition, random_features
@@ -130,6 +132,10 @@ def test_a_given_d_is_used(tuned, run, train, test, quick, tmp_path):
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert state["addition.regularizer.features"].tolist() == read_discovered(table).indices.tolist()
     assert metrics["discriminative"] == len(read_discovered(table).indices)
+    assert metrics["sentences"][0] == f"D: {metrics['discriminative']} features, as {table} gives them, at epsilon 2."
+    with pytest.raises(QScoreError) as error:
+        finetune(run, "simclr", train, tmp_path, settings=replace(quick, epsilon=3.0), features=table)
+    assert str(error.value) == (f"epsilon: {table} was made at 2, and 3 is asked for; leave one of the two out")
 
 
 def test_d_of_another_width_is_refused_before_anything_is_written(run, train, test, quick, tmp_path):
@@ -173,6 +179,41 @@ def test_a_signed_encoder_is_refused_with_the_reason_and_may_have_lasso(signed, 
     )
     assert done["gradient_ratios"]["gradient_ratio"]["first"] == pytest.approx(0.1)
     assert (tmp_path / "t" / "warmup" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "message"),
+    [
+        ("qscore", "small:resnet10-2-r32: its representations hold NaN or infinity: a training that diverged wrote it"),
+        ("none", "64 of 64 representations hold NaN or infinity"),
+    ],
+)
+def test_an_encoder_that_gives_nan_is_told_so(regularizer, message, run, train, test, quick, tmp_path):
+    state = load_file(run / "encoder.safetensors")
+    key = next(name for name in state if name.endswith("running_var"))
+    state[key] = torch.full_like(state[key], -1.0)
+    bad = save_encoder(tmp_path / "bad", "small:resnet10-2-r32", state, Preprocessing(crop=8, resize=8), method=None)
+    with pytest.raises(QScoreError) as error:
+        finetune(bad, "simclr", train, tmp_path / "t", test_images=test, settings=quick, regularizer=regularizer)
+    assert str(error.value).startswith(message)
+
+
+def test_an_empty_d_is_refused_before_heads_are_trained(run, train, test, quick, tmp_path):
+    settings = replace(quick, epsilon=5.5)
+    with pytest.raises(QScoreError, match=r"^D is empty: at epsilon 5\.5 .*; give a smaller --epsilon, or auto$"):
+        finetune(run / "encoder.safetensors", "simclr", train, tmp_path, test_images=test, settings=settings)
+    assert not (tmp_path / "warmup").exists()
+
+
+@pytest.mark.filterwarnings("ignore:100% of the rows have no highly active")
+def test_a_d_that_becomes_empty_is_a_divergence(run, train, quick, tmp_path):
+    encoder = qscore.load_encoder(run)
+    settings = replace(quick, epsilon=5.5, refresh_every=1)
+    D = discover(tmp_path, encoder, train, 2.0, quick.hardware)
+    addition = make_addition("random-d", settings, D, SimpleNamespace(encoder=encoder), train, 0)
+    method = SimpleNamespace(backbone=encoder.backbone)
+    with pytest.raises(Diverged, match=r"^epoch 2: D found anew is empty at epsilon 5\.5$"):
+        addition.begin(method, 1, 0)
 
 
 @pytest.mark.parametrize(

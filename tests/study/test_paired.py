@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qscore.study.paired import bootstrap_means, interval, minimum_effect
+from qscore.study.paired import bootstrap_means, interval, minimum_effect, shown_from
 
 
 def naive_means(values, rows):
@@ -52,12 +52,18 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 def test_minimum_effect_is_by_hand(differences):
     known = [d for d in differences if not math.isnan(d)]
     found = minimum_effect(np.array(differences))
-    if len(known) < 2:
+    if len(set(known)) < 2:  # no spread tells of no error
         assert math.isnan(found)
         return
     mean = sum(known) / len(known)
     variance = sum((d - mean) ** 2 for d in known) / (len(known) - 1)
     assert found == pytest.approx(2.8 * math.sqrt(variance / len(known)), abs=1e-12)
+
+
+def test_rows_that_do_not_change_are_not_said_to_show_any_change():
+    assert shown_from(minimum_effect(np.zeros(100))) == (
+        "all rows change alike, which does not tell how small a change they would show"
+    )
 
 
 def test_an_effect_of_that_size_is_seen_in_four_of_five_cases():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from qscore import QScoreError, embed, rank_checkpoints, representation_metrics
 from qscore.core import automatic_epsilon, discriminative_features, highly_activating, moments, q_score
 from qscore.encoders import Preprocessing, save_encoder
-from qscore.study.rank import _expand
+from qscore.study.rank import _expand, _order, _sentences
 from qscore.tables import open_embeddings
 
 FEW = {"device": "cpu", "batch_size": 32}
@@ -120,6 +120,44 @@ def test_patterns_and_folders_are_opened_in_the_order_of_their_numbers(tmp_path)
 def test_arguments_out_of_range_are_refused(options, message, run, train):
     with pytest.raises(QScoreError, match=message):
         rank_checkpoints(run, train, **options)
+
+
+def test_an_epsilon_out_of_reach_is_refused(run, train, test):
+    with pytest.raises(QScoreError, match="the first: epsilon: with 32 features no value lies more than 5.57"):
+        rank_checkpoints(run, train, test_images=test, epsilon=9.0, **FEW)
+
+
+def ordered(values, accuracy):
+    """What is said of checkpoints a, b, ... whose number of dead features and accuracy are given."""
+    measured = {
+        name: {"criteria": {"dead": value}, "accuracy": right, "n_features": 32}
+        for name, value, right in zip("abcdef", values, accuracy, strict=False)
+    }
+    found = _order(measured, "dead", resamples=50, seed=0) | {"n_test": 100, "refused": []}
+    return found, _sentences(found)
+
+
+def test_checkpoints_that_tie_are_not_chosen_between_in_words():
+    found, said = ordered([3.0, 0.0, 0.0], [0.9, 0.5, 0.7])
+    assert (found["chosen"], found["tied"]) == ("b", 2)
+    assert [row["checkpoint"] for row in found["checkpoints"]] == ["b", "c", "a"]
+    assert said[0].endswith(" 2 checkpoints are equally good; b is only the first of them.")
+    assert said[1].endswith("; one of those taken blindly falls 30.00 points short of that on average.")
+
+
+def test_a_criterion_that_is_undefined_for_all_chooses_none():
+    found, said = ordered([math.nan] * 3, [0.9, 0.5, 0.7])
+    assert found["chosen"] is None
+    assert said == [
+        "dead features is undefined for all checkpoints, so none is chosen and their order means nothing.",
+        "The linear probe does best on a (90.00% of 100 test rows).",
+        "There are too few checkpoints, or no differences, to speak of a rank correlation.",
+    ]
+
+
+def test_a_perfect_order_is_no_proof():
+    _, said = ordered([5.0, 4.0, 3.0, 2.0, 1.0], [0.1, 0.2, 0.3, 0.4, 0.5])
+    assert said[-1].endswith("correlation of +1.00; resamples that all agree give no interval.")
 
 
 def test_a_fixed_epsilon_below_the_grid_is_taken_as_it_is(run, train, test):

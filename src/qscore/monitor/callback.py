@@ -19,7 +19,8 @@ class QScoreCallback(Callback):
     For trainers of ``lightning`` and of ``pytorch_lightning``, with any logger. Before the training one batch is
     embedded, so that a wrong setting is said at once; after every k epochs the images are measured, as
     :class:`qscore.QScoreMonitor` does, and the figures logged under ``qscore/``, where other callbacks
-    find them: ``ModelCheckpoint(monitor="qscore/rankme", mode="max")``.
+    find them: ``ModelCheckpoint(monitor="qscore/rankme", mode="max", every_n_epochs=k)``, with the same k, as it
+    refuses an epoch without figures where a module has a validation.
 
     Parameters
     ----------

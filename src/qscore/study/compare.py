@@ -21,7 +21,7 @@ from qscore.study.arms import ARMS, Outcome, choose_arms, run_arm
 from qscore.study.finetune import prepare, summary
 from qscore.study.measure import METRICS, discover, measure
 from qscore.study.paired import bootstrap_means, interval, minimum_effect
-from qscore.study.settings import Tuning
+from qscore.study.settings import Tuning, refuse_empty
 from qscore.study.verdicts import judge
 
 __all__ = ["compare", "contrast"]
@@ -92,12 +92,13 @@ def compare(
     chosen = choose_arms(arms)
     if seeds < 1:
         raise QScoreError(f"seeds: expected at least 1, got {seeds}")
+    kinds = tuple(ARMS[name].regularizer for name in chosen)
     made = prepare(
         checkpoint,
         method,
         images,
         test_images,
-        kinds=tuple(ARMS[name].regularizer for name in chosen),
+        kinds=kinds,
         features=features,
         overrides=overrides,
         tuning=tuning,
@@ -112,6 +113,7 @@ def compare(
     hardware = tuning.hardware
     encoder = made.start.encoder
     D = made.given or discover(folder.path / "start", encoder, made.train, tuning.epsilon, hardware)
+    refuse_empty(kinds, D)
     beginning = measure(
         folder.path / "start", encoder, made.train, made.test, epsilon=D.epsilon, hardware=hardware, seed=seed
     )

@@ -10,10 +10,11 @@ from scipy.stats import kendalltau, rankdata, spearmanr
 
 from qscore.metrics import Interval
 
-__all__ = ["CRITERIA", "Criterion", "correlations", "goodness", "regret"]
+__all__ = ["CRITERIA", "LEAST_FOR_INTERVAL", "Criterion", "correlations", "goodness", "regret"]
 
 LEAST_FOR_INTERVAL = 5  # checkpoints
 BATCH = 64  # resamples ranked at a time
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def correlations(
     -------
     dict
         ``spearman`` and ``kendall``; +1: the criterion orders checkpoints as the probe does. Bounds are NaN for fewer
-        than 5 checkpoints; None where there is no order to speak of: fewer than 3, or all equal.
+        than 5 checkpoints, and where all resamples agree, as of a perfect order: that is no certainty. None where
+        there is no order to speak of: fewer than 3, or all equal.
     """
     known = ~np.isnan(good)
     x, y = good[known], accuracy[known]
@@ -126,7 +128,7 @@ def correlations(
             found = found[~np.isnan(found)]
             if len(found):
                 low, high = np.quantile(found, [0.025, 0.975]).tolist()
-                bounds[name] = (low, high)
+                bounds[name] = (low, high) if high - low > ROUNDING else (math.nan, math.nan)
     return {name: Interval(value, *bounds[name]) for name, value in values.items()}
 
 

@@ -18,8 +18,8 @@ from qscore.ssl.finetune import make_feeds, tune, tuned_history, warm_up, where_
 from qscore.ssl.run import RunFolder
 from qscore.ssl.start import Start, find_start
 from qscore.study.measure import Discovered, Measured, discover, measure, read_discovered
-from qscore.study.paired import bootstrap_means, interval, minimum_effect
-from qscore.study.settings import REGULARIZERS, Tuning, make_addition, refuse_unfit
+from qscore.study.paired import bootstrap_means, interval, minimum_effect, shown_from
+from qscore.study.settings import REGULARIZERS, Tuning, make_addition, refuse_empty, refuse_unfit
 from qscore.study.splits import train_and_test
 
 __all__ = ["Prepared", "finetune", "gradient_ratios", "prepare", "summary"]
@@ -132,6 +132,7 @@ def finetune(
     folder.check(record, overwrite=overwrite)
     folder.begin(record, overwrite=overwrite)
     D = made.given or discover(folder.path / "before", made.start.encoder, made.train, tuning.epsilon, tuning.hardware)
+    refuse_empty((regularizer,), D)
     before = _measure(folder.path / "before", made.start.encoder, made, D.epsilon, tuning, seed)
     feeds = make_feeds(made.start, made.train, tuning.hardware, data)
     start = warm_up(made.start, feeds, folder.path / "warmup", tuning.warmup_heads, seed=seed, hardware=tuning.hardware)
@@ -164,7 +165,7 @@ def finetune(
         "gradient_ratios": gradient_ratios(history),
         "probe": {"before": before.probe, "after": after.probe},
     }
-    metrics["sentences"] = _sentences(metrics)
+    metrics["sentences"] = _sentences(metrics, None if made.given is None else made.given.table)
     with atomic_path(folder.path / "metrics.json") as file:
         file.write_text(to_json(metrics, indent=2) + "\n")
     return metrics
@@ -258,11 +259,9 @@ def gradient_ratios(history: list[dict[str, float]]) -> dict[str, dict[str, floa
     }
 
 
-def _sentences(metrics: Mapping[str, Any]) -> list[str]:
-    said = [
-        f"D: {metrics['discriminative']} features, found on {metrics['n_train']:,} training images at epsilon "
-        f"{metrics['epsilon']:g}."
-    ]
+def _sentences(metrics: Mapping[str, Any], given: Path | None) -> list[str]:
+    found = f"found on {metrics['n_train']:,} training images" if given is None else f"as {given} gives them,"
+    said = [f"D: {metrics['discriminative']} features, {found} at epsilon {metrics['epsilon']:g}."]
     change = metrics["change"].get("accuracy")
     if change is None:
         said.append("Without labels no probe was fitted, so whether this is a better encoder was not tested.")
@@ -272,8 +271,8 @@ def _sentences(metrics: Mapping[str, Any]) -> list[str]:
         said.append(
             f"The linear probe's accuracy on {metrics['n_test']:,} test rows went from {before['value']:.1%} to "
             f"{after['value']:.1%}: {100 * change['value']:+.2f} points (95 % interval {100 * change['low']:+.2f} to "
-            f"{100 * change['high']:+.2f}), {relative['value']:+.2%} relative. Such rows show changes from "
-            f"{100 * change['minimum_effect']:.2f} points on."
+            f"{100 * change['high']:+.2f}), {relative['value']:+.2%} relative; "
+            f"{shown_from(change['minimum_effect'])}."
         )
         said.append(
             "A change may come from fine-tuning alone: --compare sets it against plain training, BatchNorm, Lasso, and "

@@ -66,12 +66,16 @@ def discover(
 
     Raises
     ------
+    Diverged
+        If representations are not finite, or all the same.
     QScoreError
         If an image cannot be read, or epsilon is out of the features' reach.
     """
     _embed(train, encoder, folder / "train-embeddings", hardware)
     scores = folder / "train-scores.parquet"
     if not (scores.exists() and features_path(scores).exists()):
+        # First: scoring refuses such rows as well, but not as a training that has diverged.
+        _check_alive(open_embeddings(folder / "train-embeddings").read())
         score(folder / "train-embeddings", scores, epsilon=epsilon, overwrite=True)  # type: ignore[arg-type]
     return read_discovered(features_path(scores), summarize_scores(scores).coverage)
 
@@ -125,9 +129,9 @@ def measure(
     discover(folder, encoder, train, epsilon, hardware)
     _embed(test, encoder, folder / "embeddings", hardware)
     fitted = features_path(folder / "train-scores.parquet")
-    score(folder / "embeddings", folder / "scores.parquet", features=fitted, overwrite=True)
     learned, seen = (open_embeddings(folder / name).read() for name in ("train-embeddings", "embeddings"))
-    _check_alive(learned, seen)
+    _check_alive(seen)
+    score(folder / "embeddings", folder / "scores.parquet", features=fitted, overwrite=True)
     rows = _quality(seen.embedding, fitted)
     probe = None
     if has_labels(train) and has_labels(test):
@@ -152,14 +156,13 @@ def _embed(source: ImageSource, encoder: Encoder, out: Path, hardware: Hardware)
     )
 
 
-def _check_alive(*tables: EmbeddingBatch) -> None:
-    for table in tables:
-        H = table.embedding
-        if not np.isfinite(H).all():
-            n_invalid = int((~np.isfinite(H)).any(axis=1).sum())
-            raise Diverged(f"{n_invalid:,} of {len(H):,} representations hold NaN or infinity")
-        if (H[:1] == H).all():
-            raise Diverged(f"all {len(H):,} representations are the same")
+def _check_alive(table: EmbeddingBatch) -> None:
+    H = table.embedding
+    if not np.isfinite(H).all():
+        n_invalid = int((~np.isfinite(H)).any(axis=1).sum())
+        raise Diverged(f"{n_invalid:,} of {len(H):,} representations hold NaN or infinity")
+    if (H[:1] == H).all():
+        raise Diverged(f"all {len(H):,} representations are the same")
 
 
 def _quality(H: np.ndarray, features: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from qscore.metrics import Interval
 
-__all__ = ["bootstrap_means", "interval", "minimum_effect"]
+__all__ = ["bootstrap_means", "interval", "minimum_effect", "shown_from"]
 
 DRAWN_ROWS = 2**21  # rows drawn at a time
 POWER = 1.96 + 0.84  # standard errors: a two-sided test at 5 % sees such a difference in 80 % of all cases
@@ -60,7 +60,8 @@ def interval(drawn: Float[np.ndarray, " b"]) -> Interval:
 def minimum_effect(differences: Float[np.ndarray, " n"]) -> float:
     """Return the smallest mean difference that as many such rows would show in 80 % of all cases, at the 5 % level.
 
-    ``(1.96 + 0.84) * s / sqrt(n)``, s the standard deviation of the paired differences; NaN for fewer than two rows.
+    ``(1.96 + 0.84) * s / sqrt(n)``, s the standard deviation of the paired differences; NaN for fewer than two rows
+    and where all differ alike, as where none differs: that s is 0 does not mean that any effect would be seen.
 
     Parameters
     ----------
@@ -73,6 +74,19 @@ def minimum_effect(differences: Float[np.ndarray, " n"]) -> float:
     0.199
     """
     known = differences[~np.isnan(differences)]
-    if len(known) < 2:
+    if len(known) < 2 or (known == known[0]).all():
         return float("nan")
     return float(POWER * known.std(ddof=1) / np.sqrt(len(known)))
+
+
+def shown_from(effect: float) -> str:
+    """Say which changes of an accuracy rows can show.
+
+    Examples
+    --------
+    >>> shown_from(0.0123)
+    'these rows show changes from 1.23 points on'
+    """
+    if np.isnan(effect):
+        return "all rows change alike, which does not tell how small a change they would show"
+    return f"these rows show changes from {100 * effect:.2f} points on"

@@ -24,7 +24,7 @@ from qscore.evaluate.probes import fit_probe
 from qscore.images import ImageSource, subset
 from qscore.kernels import Scan, automatic_epsilon, scan
 from qscore.metrics import representation_metrics
-from qscore.study.criteria import CRITERIA, correlations, goodness, regret
+from qscore.study.criteria import CRITERIA, LEAST_FOR_INTERVAL, correlations, goodness, regret
 from qscore.study.splits import has_labels, train_and_test
 from qscore.tables import open_embeddings
 
@@ -92,7 +92,9 @@ def rank_checkpoints(
     Returns
     -------
     dict
-        ``by``, ``chosen``, ``checkpoints`` (best first: ``checkpoint``, ``place``, ``criteria``, ``accuracy``),
+        ``by``, ``chosen`` (None where the criterion is undefined for all), ``tied`` (how many share the best value:
+        ``chosen`` is the first of them), ``checkpoints`` (best first: ``checkpoint``, ``place``, ``criteria``,
+        ``accuracy``),
         ``criteria`` (name -> ``title``, ``better``, ``why``, ``chosen``, and with labels ``spearman``, ``kendall``,
         ``regret``), ``refused``, ``epsilon``, ``sentences``.
 
@@ -106,7 +108,7 @@ def rank_checkpoints(
     train, test = (_some(part, rows, seed) for part in train_and_test(images, test_images, seed))
     labelled = has_labels(train) and has_labels(test)
     settings = {"batch_size": batch_size, "device": device, "workers": workers, "precision": precision}
-    floor = FLOOR if isinstance(epsilon, str) else float(epsilon)
+    fixed = None if isinstance(epsilon, str) else float(epsilon)
     measured: dict[str, dict[str, Any]] = {}
     scans: dict[str, tuple[Scan, Scan]] = {}
     refused: list[dict[str, str]] = []
@@ -116,7 +118,7 @@ def rank_checkpoints(
             parts = folder / "embeddings" / _folder_name(name, number)
             try:
                 measured[name], scans[name] = _measure(
-                    name, parts, train, test, views, labelled, seed, floor, settings, overwrite=overwrite
+                    name, parts, train, test, views, labelled, seed, fixed, settings, overwrite=overwrite
                 )
             except QScoreError as error:
                 log.warning("%s is left out: %s", name, one_line(error))
@@ -196,7 +198,7 @@ def _measure(
     views: int,
     labelled: bool,
     seed: int,
-    floor: float,
+    fixed: float | None,
     settings: Mapping[str, Any],
     *,
     overwrite: bool,
@@ -225,11 +227,14 @@ def _measure(
         known = [table.columns["label"].to_numpy(zero_copy_only=False) for table in (learned, seen)]
         probe = fit_probe("logistic", learned.embedding, known[0], seed=seed, test_labels=known[1])
         accuracy = float((probe.predict(seen.embedding)[0] == known[1]).mean())
+    if fixed is not None:
+        check_epsilon(fixed, n_features=found.n_features)
     signed = bool(learned.embedding.min() < 0)
     H = [learned.embedding, seen.embedding]
     if signed:
         center, scale = robust_scaling(H[0])
         H = [apply_scaling(part, center, scale) for part in H]
+    floor = FLOOR if fixed is None else fixed
     scanned = (scan(H[0], floor, two_sided=signed), scan(H[1], floor, two_sided=signed))
     return {"criteria": criteria, "accuracy": accuracy, "n_features": found.n_features}, scanned
 
@@ -273,7 +278,8 @@ def _order(measured: Mapping[str, dict[str, Any]], by: str, *, resamples: int, s
             criteria[criterion]["regret"] = regret(values, accuracy)
     return {
         "by": by,
-        "chosen": names[order[0]],
+        "chosen": None if math.isnan(good[by][order[0]]) else names[order[0]],
+        "tied": int((good[by] == good[by][order[0]]).sum()),
         "checkpoints": [
             {"checkpoint": names[k], "place": place} | measured[names[k]] for place, k in enumerate(order, 1)
         ],
@@ -287,6 +293,13 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
     said = []
     if len(rows) < LEAST:
         said.append("A single checkpoint has no rank; give several.")
+    elif found["chosen"] is None:
+        said.append(f"{by['title']} is undefined for all checkpoints, so none is chosen and their order means nothing.")
+    elif found["tied"] > 1:
+        said.append(
+            f"By {by['title']} ({by['better']} is better: {by['why']}) {found['tied']} checkpoints are equally good; "
+            f"{found['chosen']} is only the first of them."
+        )
     else:
         said.append(f"By {by['title']} ({by['better']} is better: {by['why']}) the choice is {found['chosen']}.")
     if len({row["n_features"] for row in rows}) > 1:
@@ -295,10 +308,14 @@ def _sentences(found: Mapping[str, Any]) -> list[str]:
         said.append("Without labels on all images nothing tells whether that is the best choice.")
     else:
         best = max(rows, key=lambda row: float(row["accuracy"]))
-        said.append(
-            f"The linear probe does best on {best['checkpoint']} ({best['accuracy']:.2%} of {found['n_test']:,} test "
-            f"rows); the choice falls {100 * by['regret']:.2f} points short of that."
-        )
+        share = f"{best['accuracy']:.2%} of {found['n_test']:,} test rows"
+        probed = f"The linear probe does best on {best['checkpoint']} ({share})"
+        choice = "one of those taken blindly" if found["tied"] > 1 else "the choice"
+        if found["chosen"] is None:
+            said.append(f"{probed}.")
+        else:
+            mean = " on average" if found["tied"] > 1 else ""
+            said.append(f"{probed}; {choice} falls {100 * by['regret']:.2f} points short of that{mean}.")
         if len(rows) >= LEAST:
             said += _judge(found)
     said += [f"Left out: {row['checkpoint']}: {row['reason'].rstrip('.')}." for row in found["refused"]]
@@ -313,7 +330,9 @@ def _judge(found: Mapping[str, Any]) -> Iterator[str]:
         return
     said = f"{by['title']} and the probe order the checkpoints with a Spearman correlation of {rho['value']:+.2f}"
     if math.isnan(rho["low"]):
-        yield f"{said}; five checkpoints and more would give an interval."
+        few = len(found["checkpoints"]) < LEAST_FOR_INTERVAL
+        why = "five checkpoints and more would give an interval" if few else "resamples that all agree give no interval"
+        yield f"{said}; {why}."
         return
     shown = "whether they agree is not shown"
     if not rho["low"] <= 0 <= rho["high"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import nn
 
 from qscore._validate import QScoreError, check_epsilon, nearest
@@ -21,7 +22,7 @@ from qscore.ssl.start import Start
 from qscore.ssl.watch import Diverged
 from qscore.study.measure import Discovered
 
-__all__ = ["REGULARIZERS", "Tuning", "make_addition", "random_features", "refuse_unfit"]
+__all__ = ["REGULARIZERS", "Tuning", "make_addition", "random_features", "refuse_empty", "refuse_unfit"]
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,11 @@ def refuse_unfit(kinds: tuple[str, ...], encoder: Encoder, D: Discovered | None,
     Raises
     ------
     QScoreError
-        If the encoder is signed, D is of another width, or epsilon is out of reach.
+        If the encoder is signed or gives NaN, D is of another width or epsilon, or epsilon is out of reach.
     """
     asked = [kind for kind in kinds if kind in NEED_D]
     if asked and not encoder.nonnegative:
+        _refuse_nan(encoder)  # which no comparison calls non-negative either
         raise QScoreError(
             f"{encoder.source.architecture} is a signed encoder, but {SIGNED_REASON}; fine-tune it with "
             "--regularizer lasso or none (--arms lr0,plain,lasso)"
@@ -138,8 +140,38 @@ def refuse_unfit(kinds: tuple[str, ...], encoder: Encoder, D: Discovered | None,
         )
     if D is not None and asked:
         find_discriminative(D.table)
+    if D is not None and epsilon not in ("auto", D.epsilon):
+        raise QScoreError(
+            f"epsilon: {D.table} was made at {D.epsilon:g}, and {epsilon:g} is asked for; leave one of the two out"
+        )
     if epsilon != "auto":
         check_epsilon(epsilon, n_features=encoder.dim)
+
+
+def _refuse_nan(encoder: Encoder) -> None:
+    side = encoder.preprocess.crop
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if not torch.isfinite(encoder(noise)).all():
+            raise QScoreError(
+                f"{encoder.source.architecture}: its representations hold NaN or infinity: a training that diverged "
+                "wrote it; take an earlier checkpoint"
+            )
+
+
+def refuse_empty(kinds: tuple[str, ...], D: Discovered) -> None:
+    """Refuse a D without features, before anything is trained.
+
+    Raises
+    ------
+    QScoreError
+        If a kind of regularisation needs one.
+    """
+    if any(kind in NEED_D for kind in kinds) and not len(D.indices):
+        raise QScoreError(
+            f"D is empty: at epsilon {D.epsilon:g} no feature of the band is highly active in any training row, so no "
+            "row can be lifted; give a smaller --epsilon, or auto"
+        )
 
 
 def random_features(D: Discovered, *seed: int) -> np.ndarray:
@@ -200,6 +232,8 @@ def make_addition(
             raise Diverged(f"epoch {epoch + 1}: representations hold NaN or infinity, so D cannot be found anew")
         scorer = QScorer(epsilon=tuning.epsilon, signed=False).fit(H)
         found = Discovered(D.table, scorer.discriminative_features_, scorer.counts_, scorer.epsilon_, None)
+        if not len(found.indices):
+            raise Diverged(f"epoch {epoch + 1}: D found anew is empty at epsilon {found.epsilon:g}")
         indices = random_features(found, seed, epoch) if random else found.indices
         regularizer.set_features(indices, epsilon=found.epsilon)
         log.info("epoch %d: D found anew, %d features at epsilon %g", epoch + 1, len(indices), found.epsilon)

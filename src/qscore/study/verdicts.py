@@ -9,6 +9,8 @@ and the share of exact zeros lie above plain's in the same sense, and is contrad
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qscore.study.paired import shown_from
+
 __all__ = ["judge"]
 
 Found = Mapping[str, Any]
@@ -91,9 +93,12 @@ def _failures(found: Found) -> Iterator[str]:
 
 def _scope(found: Found) -> Iterator[str]:
     seeds = len(found["seeds"])
+    of = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    if any(arm["failed"] for arm in found["arms"].values()):
+        of = f"those of {of} that both arms finished"
     yield (
-        f"Intervals are over test rows, of the mean of {seeds} seed{'s' if seeds > 1 else ''}; how far seeds lie apart "
-        "stands beside. They say nothing of other encoders or images."
+        f"Intervals are over test rows, of the mean of {of}; how far seeds lie apart stands beside. They say nothing "
+        "of other encoders or images."
     )
 
 
@@ -106,8 +111,8 @@ def _points(d: Mapping[str, Any]) -> str:
     agree = sum(value > 0 for value in d["seeds"].values())
     return (
         f"{100 * d['value']:+.2f} points (95 % interval {100 * d['low']:+.2f} to {100 * d['high']:+.2f}; "
-        f"{agree} of {len(d['seeds'])} seeds above 0), {100 * relative['value']:+.2f} % relative; these rows show "
-        f"changes from {100 * d['minimum_effect']:.2f} points on"
+        f"{agree} of {len(d['seeds'])} seeds above 0), {100 * relative['value']:+.2f} % relative; "
+        f"{shown_from(d['minimum_effect'])}"
     )
 
 
