@@ -115,6 +115,14 @@ def test_overwriting_removes_all_of_the_other(run, train, test, quick, tmp_path)
     assert again["gradient_ratios"].keys() == {"gradient_ratio"}
 
 
+def test_the_folder_of_the_checkpoint_itself_is_refused(tuned, train, test, quick):
+    folder = tuned[0]
+    for checkpoint in (folder, folder / "encoder.safetensors"):
+        with pytest.raises(QScoreError, match="holds the checkpoint that is to be fine-tuned; name another folder"):
+            finetune(checkpoint, "simclr", train, folder, test_images=test, settings=quick, overwrite=True)
+    assert (folder / "encoder.safetensors").exists()
+
+
 def test_what_it_wrote_can_be_finetuned_again(tuned, train, test, quick, tmp_path):
     again = finetune(tuned[0], "simclr", train, tmp_path, test_images=test, settings=quick, regularizer="none")
     assert again["before"] == tuned[1]["after"] and again["gradient_ratios"] == {}

@@ -21,7 +21,7 @@ from qscore.study.arms import ARMS, Outcome, choose_arms, run_arm
 from qscore.study.finetune import prepare, summary
 from qscore.study.measure import METRICS, discover, measure
 from qscore.study.paired import bootstrap_means, interval, minimum_effect
-from qscore.study.settings import Tuning, refuse_empty
+from qscore.study.settings import Tuning, refuse_empty, refuse_own_folder
 from qscore.study.verdicts import judge
 
 __all__ = ["compare", "contrast"]
@@ -89,6 +89,7 @@ def compare(
         As `finetune`, but not for an arm that diverges.
     """
     tuning = settings or Tuning()
+    refuse_own_folder(checkpoint, out)
     chosen = choose_arms(arms)
     if seeds < 1:
         raise QScoreError(f"seeds: expected at least 1, got {seeds}")

@@ -19,7 +19,7 @@ from qscore.ssl.run import RunFolder
 from qscore.ssl.start import Start, find_start
 from qscore.study.measure import Discovered, Measured, discover, measure, read_discovered
 from qscore.study.paired import bootstrap_means, interval, minimum_effect, shown_from
-from qscore.study.settings import REGULARIZERS, Tuning, make_addition, refuse_empty, refuse_unfit
+from qscore.study.settings import REGULARIZERS, Tuning, make_addition, refuse_empty, refuse_own_folder, refuse_unfit
 from qscore.study.splits import train_and_test
 
 __all__ = ["Prepared", "finetune", "gradient_ratios", "prepare", "summary"]
@@ -109,6 +109,7 @@ def finetune(
         After Ctrl-C or SIGTERM, with all that was done saved.
     """
     tuning = settings or Tuning()
+    refuse_own_folder(checkpoint, out)
     if regularizer not in REGULARIZERS:
         raise QScoreError(
             f"regularizer {regularizer!r}: expected one of {', '.join(REGULARIZERS)}"

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,15 @@ from qscore.ssl.start import Start
 from qscore.ssl.watch import Diverged
 from qscore.study.measure import Discovered
 
-__all__ = ["REGULARIZERS", "Tuning", "make_addition", "random_features", "refuse_empty", "refuse_unfit"]
+__all__ = [
+    "REGULARIZERS",
+    "Tuning",
+    "make_addition",
+    "random_features",
+    "refuse_empty",
+    "refuse_own_folder",
+    "refuse_unfit",
+]
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +114,15 @@ class Tuning:
         names = ("epochs", "learning_rate", "schedule", "lambda1", "lambda2", "lasso_lambda", "reduction")
         more = ("refresh_every", "epsilon", "warmup_heads", "precision")
         return {name: getattr(self, name) for name in (*names, *more)}
+
+
+def refuse_own_folder(checkpoint: str | Path | Encoder, out: str | Path) -> None:
+    """Refuse to write where the checkpoint lies, since replacing the folder would remove it."""
+    if isinstance(checkpoint, Encoder):
+        return
+    place, source = Path(out).resolve(), Path(checkpoint).resolve()
+    if place == source or place in source.parents:
+        raise QScoreError(f"{out} holds the checkpoint that is to be fine-tuned; name another folder")
 
 
 def refuse_unfit(kinds: tuple[str, ...], encoder: Encoder, D: Discovered | None, epsilon: float | str) -> None:
