@@ -24,6 +24,7 @@ _ROOMS = {
     "embed": "embedding",
     "evaluate_scores": "evaluate",
     "finetune": "study",
+    "explain_scores": "explain",
     "feature_heatmaps": "explain",
     "load_encoder": "encoders",
     "load_scorer": "scoring",

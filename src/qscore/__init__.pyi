@@ -11,6 +11,7 @@ from qscore.estimator import Drift as Drift
 from qscore.estimator import QScorer as QScorer
 from qscore.evaluate import calibrate_scores as calibrate_scores
 from qscore.evaluate import evaluate_scores as evaluate_scores
+from qscore.explain import explain_scores as explain_scores
 from qscore.explain import feature_heatmaps as feature_heatmaps
 from qscore.explain import mask_iou as mask_iou
 from qscore.kernels import Scan as Scan

@@ -18,7 +18,7 @@ Precision = Annotated[
 ]
 IMAGES = (
     "A folder of images, a .csv or .parquet list, .npz archives or WebDataset tars (a pattern in quotes), "
-    "torchvision:NAME/SPLIT, hf:NAME:SPLIT, 'shapes', or 'digits'."
+    "torchvision:NAME/SPLIT, hf:NAME:SPLIT, 'digits', or drawn shapes, 'shapes' or shapes:n=2000,spurious=0,split=test."
 )
 Images = Annotated[str, typer.Argument(help=IMAGES)]
 

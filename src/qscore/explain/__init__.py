@@ -12,6 +12,7 @@ from qscore.explain.masks import (
     soft_iou,
     summarise,
 )
+from qscore.explain.run import explain_scores
 from qscore.explain.sources import Masks, MaskSource, open_masks
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MaskSource",
     "Masks",
     "energy_inside",
+    "explain_scores",
     "feature_heatmaps",
     "feature_maps",
     "gaussian_map",

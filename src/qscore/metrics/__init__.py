@@ -1,7 +1,7 @@
 """Metrics of a whole representation that need no labels, from one pass over its rows."""
 
 from qscore.metrics.covariance import Covariance
-from qscore.metrics.intervals import Interval, mean_interval
+from qscore.metrics.intervals import Interval, bootstrap_interval, mean_interval, spearman
 from qscore.metrics.rows import alignment, hoyer_sparsity, uniformity
 from qscore.metrics.spectrum import alpha_req, nesum, rankme, stable_rank
 from qscore.metrics.summary import RepresentationMetrics, representation_metrics
@@ -12,11 +12,13 @@ __all__ = [
     "RepresentationMetrics",
     "alignment",
     "alpha_req",
+    "bootstrap_interval",
     "hoyer_sparsity",
     "mean_interval",
     "nesum",
     "rankme",
     "representation_metrics",
+    "spearman",
     "stable_rank",
     "uniformity",
 ]

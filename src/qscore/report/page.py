@@ -32,7 +32,8 @@ def write_report(run: str | Path) -> Path:
     ----------
     run : str or Path
         A run directory: ``scores.parquet`` with its feature table; ``metrics.json`` and ``evaluation.parquet`` add the
-        verdict, and images are shown where the score table knows their paths.
+        verdict, images are shown where the score table knows their paths, and ``heatmaps``, as `explain_scores` writes
+        them, show what features look at.
 
     Returns
     -------
@@ -42,7 +43,8 @@ def write_report(run: str | Path) -> Path:
     Raises
     ------
     QScoreError
-        If the directory holds no score table, or a table is damaged.
+        If the directory holds no score table, a table is damaged, or the evaluation or the heatmaps belong to other
+        scores.
     """
     require("altair", "vision")
     require("vl_convert", "vision")
@@ -56,7 +58,8 @@ def write_report(run: str | Path) -> Path:
     if metrics.get("undefined"):  # the numbers are there, and mean nothing
         metrics |= {"scores": {}, "classes": [], "claims": None, "calibration": None}
     summary = summarize_scores(run / "scores.parquet")
-    charts = _charts(rows, features, evaluation, record, metrics)
+    why = _why(run)
+    charts = _charts(rows, features, evaluation, record, metrics) | _why_charts(why)
     page = _render(
         name=run.resolve().name,
         record=record,
@@ -71,12 +74,25 @@ def write_report(run: str | Path) -> Path:
         most=CLASSES,
         specs={name: chart.to_json(indent=None).replace("</", "<\\/") for name, chart in charts.items()},
         samples=_samples(rows, evaluation),
+        why=why,
         bundle=_bundle(),
     )
     _save_overview(run / "overview.png", [charts[name] for name in OVERVIEW if name in charts])
     with atomic_path(run / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / "report.html"
+
+
+def _why(run: Path) -> dict[str, Any]:
+    from qscore.report.why import read_why
+
+    return read_why(run)
+
+
+def _why_charts(why: dict[str, Any]) -> dict[str, Any]:
+    from qscore.report.why import look_chart
+
+    return {"look": look_chart(why["points"], why["kinds"])} if why.get("points") else {}
 
 
 def _evaluation(run: Path) -> tuple[dict[str, Any], pa.Table | None]:
