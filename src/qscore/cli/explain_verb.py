@@ -76,7 +76,7 @@ def explain(
 ) -> Outcome:
     """Show what each discriminative feature looks at; with masks, say whether that is the object or the background.
 
-    Example:  qscore explain photos/ --encoder encoders/simclr --scores run/scores.parquet --masks masks/ --out run/heatmaps
+    Example:  qscore explain photos/ --encoder encoder --scores run/scores.parquet --masks masks/ --out run/heatmaps
     """
     require("torch", "vision")
     from qscore.explain import explain_scores as run
