@@ -1,4 +1,4 @@
-.PHONY: check check-all lint types rooms test doctest browser docs slow clean
+.PHONY: check check-all lint types rooms test doctest browser docs results slow clean
 
 check: lint types rooms test doctest  ## everything quick: under 15 minutes on 2 cores
 
@@ -25,6 +25,9 @@ browser:
 
 docs:
 	python -m sphinx -W -b html docs docs/_build/html
+
+results:  ## docs/results.md and its chart, from the files in docs/results
+	python -m qscore reproduce --page --out docs
 
 slow:
 	python -m pytest -m slow

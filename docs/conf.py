@@ -7,7 +7,7 @@ author = "The qscore developers"
 copyright = author
 release = version = qscore.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc", "myst_parser"]
 autosummary_generate = True
 numpydoc_show_class_members = False
 autodoc_typehints = "none"

@@ -30,7 +30,7 @@ def test_the_commands_exist_with_these_options():
 
     verbs = get_command(app).commands
     commands = re.findall(r"^qscore .*?(?=\s{2,}#|$)", "\n".join(blocks("console")), flags=re.M)
-    assert len(commands) == 5
+    assert len(commands) == 8
     for command in commands:
         _, verb, *arguments = shlex.split(command)
         verbs[verb].make_context(verb, arguments)

@@ -180,7 +180,7 @@ def test_bad_input_is_one_line(spoil, message, files, undrawn):
         ),
         ({}, ("--layer", "head"), "layer 'head': the network has no such layer; layers with positions are"),
         ({"encoder": "dot"}, (), "made with another encoder, or other preprocessing"),
-        ({"encoder": "dot", "masks": None}, (), "is the average over positions of none of its layers"),
+        ({"encoder": "dot", "masks": None}, (), "made with another encoder, or other preprocessing"),
     ],
 )
 def test_bad_options_are_one_line(options, arguments, message, files):
@@ -229,6 +229,9 @@ def test_salient_imagenet_measures_the_images_that_have_masks(salient, undrawn):
     values = {(of["kind"], of["set"]): of["n"] for of in found["localisation"] if of["metric"] == "iou"}
     assert values["core", "gaussian"] == 2 and values["spurious", "gaussian"] == 0  # no feature is spurious
     assert found["claims"]["verdicts"]["C4"] == "cannot be tested"
+    core, spurious = found["sentences"][1:3]
+    assert core.startswith("In 2 images the highly active features of D meet the core with")
+    assert spurious.startswith("None of 2 images has a highly active feature of D and a mask of the spurious: nothing")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from qscore._validate import require
 from qscore.cli.calibrate_verb import calibrate_app
 from qscore.cli.encoder_verbs import Heads, Layer, Method, Normalisation, StemPadding, Tokens, encoder_app, load
 from qscore.cli.evaluate_verb import evaluate_app
+from qscore.cli.explain_verb import explain_app
 from qscore.cli.finetune_verb import finetune_app
 from qscore.cli.options import BatchSize, Device, Images, Overwrite, Precision, Seed, Workers, read_epsilon
 from qscore.cli.pretrain_verb import pretrain_app
 from qscore.cli.rank_verb import rank_app
+from qscore.cli.reproduce_verb import reproduce_app
 from qscore.cli.tables import score_summary, verdict
 from qscore.cli.verb import Outcome, verb
 
@@ -40,8 +42,10 @@ app.add_typer(features_app, name="features")
 app.add_typer(pretrain_app)
 app.add_typer(finetune_app)
 app.add_typer(rank_app)
+app.add_typer(reproduce_app)
 app.add_typer(encoder_app)
 app.add_typer(evaluate_app)
+app.add_typer(explain_app)
 app.add_typer(calibrate_app)
 
 

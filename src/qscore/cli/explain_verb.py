@@ -106,8 +106,7 @@ def explain(
 def _tables(found: Mapping[str, Any]) -> Iterator[Table]:
     values = {(of["kind"], of["metric"], of["set"]): of for of in found["localisation"]}
     for kind in found["kinds"] or ():
-        n = values[kind, "iou", "discriminative"]["n"]
-        title = f"How heatmaps meet the {kind}, means over {n:,} images with a feature of D (IoU: 95 % intervals)"
+        title = f"How heatmaps meet the {kind}, means over the images counted at the right (IoU: 95 % intervals)"
         table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for column in ("features", *METRICS.values(), "images"):
             table.add_column(column, justify="left" if column == "features" else "right", no_wrap=True)

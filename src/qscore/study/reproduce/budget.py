@@ -1,0 +1,49 @@
+"""A limit on the wall clock, after which everything is left so that the same command goes on."""
+
+import _thread
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["OutOfTime", "time_budget"]
+
+
+class OutOfTime(Exception):  # noqa: N818 (not an error)
+    """The time is up, and what was done is saved."""
+
+
+@contextmanager
+def time_budget(minutes: float | None) -> Iterator[None]:
+    """Interrupt a block as Ctrl-C does when the time is up: trainings end at a step, and save.
+
+    Parameters
+    ----------
+    minutes : float or None
+        None for no limit.
+
+    Raises
+    ------
+    OutOfTime
+        Instead of the KeyboardInterrupt that the end of the time has led to.
+    """
+    if minutes is None:
+        yield
+        return
+    over = threading.Event()
+
+    def interrupt() -> None:
+        over.set()
+        _thread.interrupt_main(signal.SIGINT)
+
+    timer = threading.Timer(60 * minutes, interrupt)
+    timer.daemon = True
+    try:
+        timer.start()
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise OutOfTime from None
+        raise
+    finally:
+        timer.cancel()

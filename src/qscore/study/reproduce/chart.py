@@ -1,0 +1,68 @@
+"""The chart of the results page: AUROC of Q and its main rivals against probe accuracy."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from qscore._files import atomic_path
+
+__all__ = ["SHOWN", "curve_points", "write_chart"]
+
+SHOWN = {
+    "q_score": ("Q", "#cc3311"),
+    "q_random_d": ("Q with a random D", "#ee7733"),
+    "l2_norm": ("feature norm", "#777777"),
+    "knn_similarity": ("kNN similarity", "#0077bb"),
+    "neighborhood_consistency": ("neighbourhood consistency", "#009988"),
+    "softmax": ("probe's softmax (labels)", "#222222"),
+}
+WIDTH, HEIGHT = 300, 220
+
+
+def curve_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each checkpoint and score: encoder, epoch, accuracy in per cent, and AUROC with its interval."""
+    return [
+        {
+            "encoder": result["name"] + (f", seed {result['seed']}" if result["seed"] else ""),
+            "scale": result["scale"],
+            "epoch": point["epoch"],
+            "accuracy": 100 * point["accuracy"],
+            "score": title,
+            **{key: point["scores"][name]["auroc"][key] for key in ("value", "low", "high")},
+        }
+        for result in results
+        if result["stage"] == "curve"
+        for point in result["found"]["checkpoints"]
+        for name, (title, _) in SHOWN.items()
+        if name in point["scores"]
+    ]
+
+
+def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw one panel for each scale and encoder, as SVG.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As `curve_points` returns them, at least one.
+    out : Path
+        The file.
+    """
+    titles, colours = zip(*SHOWN.values(), strict=True)
+    base = alt.Chart(
+        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
+    )
+    x = alt.X("accuracy:Q", title="probe accuracy, %", scale=alt.Scale(zero=False))
+    y = alt.Y("value:Q", title="AUROC", scale=alt.Scale(zero=False))
+    colour = alt.Color(
+        "score:N", scale=alt.Scale(domain=titles, range=colours), legend=alt.Legend(orient="top", columns=3, title=None)
+    )
+    bars = base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("low:Q", title="AUROC"), y2="high:Q", color=colour)
+    lines = base.mark_line(point=True).encode(x=x, y=y, color=colour, order="epoch:Q")
+    panels = (bars + lines).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2)
+    svg = vl_convert.vegalite_to_svg(panels.to_json())
+    with atomic_path(out) as file:
+        file.write_text(svg)

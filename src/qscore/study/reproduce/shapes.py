@@ -1,0 +1,146 @@
+"""Stage ``shapes``: where attributes and masks are known, what do features stand for, and where do they look."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qscore.embedding import embed
+from qscore.encoders import load_encoder
+from qscore.explain import explain_scores
+from qscore.images import ImageSource, open_images
+from qscore.scoring import features_path, score
+from qscore.study.reproduce.context import Context
+from qscore.study.reproduce.curve import Save
+from qscore.study.reproduce.measuring import EVALUATION, FITTED, measure_encoder
+from qscore.study.reproduce.methods import fine_tuned, trained_out
+from qscore.study.reproduce.results import Unit
+from qscore.study.reproduce.scales import named_methods
+from qscore.study.reproduce.training import kept_checkpoints, train_method
+
+__all__ = ["CLAIMS", "STAGE", "explained", "run", "settings", "units"]
+
+log = logging.getLogger(__name__)
+
+STAGE = "shapes"
+CLAIMS = ("C3", "C4", "C9", "C10")
+SETTINGS = (
+    *("backbone", "image_size", "precision", "resamples", "shapes_train", "shapes_test", "shapes_free"),
+    *("shapes_recipe", "shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "methods_rate"),
+    *("tune_optimizer", "paper_rate", "calibrated_share"),
+)
+
+
+def units(context: Context) -> Iterator[Unit]:
+    """Yield one unit for each method."""
+    known = ("simclr", "vicreg", "moco", "swav", "byol", "simsiam", "dino", "barlow")
+    for method in named_methods(context.scale.shapes_methods, known, "shapes_methods"):
+        yield Unit(context.scale.name, STAGE, method, method, context.seed)
+
+
+def settings(context: Context, unit: Unit) -> dict[str, Any]:
+    """Return what decides a unit's result."""
+    scale = context.scale.to_json()
+    return {name: scale[name] for name in SETTINGS}
+
+
+def run(context: Context, unit: Unit, save: Save) -> None:
+    """Train on drawn shapes, explain the encoder, fine-tune it, and explain what became of it."""
+    scale, work = context.scale, context.work(unit)
+    train, test, free = (open_images(name) for name in (scale.shapes_train, scale.shapes_test, scale.shapes_free))
+    folder = train_method(
+        *(context, unit.method, train, context.encoder_folder(STAGE, unit.label)),
+        backbone=scale.backbone,
+        recipe=scale.shapes_recipe,
+        epochs=scale.shapes_epochs,
+        keep_every=scale.shapes_keep,
+        warmup=None,
+        image_size=scale.image_size,
+    )
+    log.info("1 of 4: the encoder is measured")
+    found = measure_encoder(context, folder, work / "last", train=train, test=test)
+    found["rise"] = trained_out(
+        context, kept_checkpoints(folder, scale.shapes_keep, scale.shapes_epochs), work, train, test
+    )
+    save(found, False)
+    log.info("2 of 4: its features are explained")
+    start = work / "last"
+    explanations = {"start": explained(context, test, folder, start, work / "explained" / "start")}
+    other = _score_others(context, free, folder, start, work / "free")
+    explanations["free"] = explained(context, free, folder, other, work / "explained" / "free")
+    found["explained"] = explanations
+    save(found, False)
+    log.info("3 of 4: it is fine-tuned")
+    found["tuned"] = fine_tuned(
+        *(context, unit.method, folder, work / "tuned", train, test), epochs=scale.shapes_tune_epochs
+    )
+    save(found, False)
+    log.info("4 of 4: what became of it is explained")
+    arms = {name: work / "tuned" / "arms" / name / f"seed-{context.seed}" for name in ("plain", "qscore")}
+    if "refused" not in found["tuned"] and all((arm / "scores.parquet").exists() for arm in arms.values()):
+        place = work / "explained"
+        explained(context, test, arms["plain"], arms["plain"], place / "plain")
+        for before in ("start", "plain"):
+            explanations[f"from-{before}"] = explained(
+                context, test, arms["qscore"], arms["qscore"], place / f"from-{before}", before=place / before
+            )
+    save(found, True)
+
+
+def explained(
+    context: Context,
+    images: ImageSource,
+    encoder: str | Path,
+    scored: Path,
+    out: Path,
+    *,
+    before: Path | None = None,
+) -> dict[str, Any]:
+    """Return verdicts and numbers of an explanation; one that is there already is read."""
+    file = out / "explain.json"
+    if not file.exists():
+        evaluation = scored / EVALUATION
+        explain_scores(
+            images,
+            encoder,
+            scored / "scores.parquet",
+            out,
+            masks="shapes",
+            evaluation=evaluation if evaluation.exists() else None,
+            embeddings=scored / "embeddings",
+            before=before,
+            rows=context.scale.shapes_rows,
+            device=context.device,
+            resamples=context.scale.resamples,
+            seed=context.seed,
+            overwrite=True,
+        )
+    return _kept(json.loads(file.read_text()))
+
+
+def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    claims = result["claims"]
+    return {
+        "n": result["n_measured"],
+        "verdicts": {name: claims["verdicts"][name] for name in CLAIMS if name in claims["verdicts"]},
+        "conditions": claims["conditions"],
+        "records": [
+            {name: row[name] for name in ("quantity", "statistic", "value", "low", "high")} for row in claims["records"]
+        ],
+    }
+
+
+def _score_others(context: Context, images: ImageSource, encoder: Path, start: Path, folder: Path) -> Path:
+    """Score other images of the same encoder by the same D."""
+    embed(
+        images,
+        load_encoder(encoder),
+        folder / "embeddings",
+        on_error="raise",
+        batch_size=context.scale.batch_size,
+        device=context.device,
+        workers=context.workers,
+    )
+    score(folder / "embeddings", folder / "scores.parquet", features=features_path(start / FITTED), overwrite=True)
+    return folder
