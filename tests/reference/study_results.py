@@ -69,7 +69,8 @@ def explained(verdicts, value=0.1):
         ("core_discriminative", "change"),
     )
     records = [{"quantity": q, "statistic": s, **number(value, value - 0.05, value + 0.05)} for q, s in rows]
-    return {"n": 100, "verdicts": verdicts, "conditions": {}, "records": records}
+    scatter = {name: number(0.5, 0.3, 0.7) | {"n": 3} for name in ("carries", "carries_class")}
+    return {"n": 100, "verdicts": verdicts, "conditions": {}, "records": records, "scatter": scatter}
 
 
 def result(stage, name, found, *, method=None, scale="small", seed=0, **changes):
@@ -112,6 +113,7 @@ def everything():
     weak = {"C3": "cannot be tested", "C4": "holds weakly", "C9": "does not hold here", "C10": "holds weakly"}
     places = {"start": explained(weak), "free": explained(all_hold)}
     places |= {"from-start": explained(all_hold), "from-plain": explained(weak)}
+    places["free"]["points"] = {"feature": [3, 5, 8], "carries_class": [-0.1, 0.0, 0.2], "looks": [-0.6, -0.2, 0.1]}
     points = [{"epoch": 10, "rise": None, **measured(0.5)}, {"epoch": 20, "rise": RISING, **measured(0.6)}]
     tuned = compared() | {"learning_rate": 2e-4}
     return [

@@ -32,7 +32,8 @@ def test_files_become_page_and_chart(tmp_path):
         (tmp_path / "results" / f"{k}.json").write_text(json.dumps(one))
     page = write_page(tmp_path)
     assert page.read_text() == GOLDEN.read_text()  # whatever the order of the files
-    assert (tmp_path / "results.svg").read_text().startswith("<svg")
+    for chart in ("results.svg", "results-shapes.svg"):
+        assert (tmp_path / chart).read_text().startswith("<svg")
 
 
 def test_scales_stand_side_by_side(tmp_path):

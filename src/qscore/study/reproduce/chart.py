@@ -1,4 +1,4 @@
-"""The chart of the results page: AUROC of Q and its main rivals against probe accuracy."""
+"""The charts of the results page: AUROC against probe accuracy, and where features look against what they carry."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import vl_convert
 
 from qscore._files import atomic_path
 
-__all__ = ["SHOWN", "curve_points", "write_chart"]
+__all__ = ["SHOWN", "curve_points", "shapes_points", "write_chart", "write_shapes_chart"]
 
 SHOWN = {
     "q_score": ("Q", "#cc3311"),
@@ -63,6 +63,41 @@ def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("low:Q", title="AUROC"), y2="high:Q", color=colour)
     lines = base.mark_line(point=True).encode(x=x, y=y, color=colour, order="epoch:Q")
     panels = (bars + lines).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2)
+    _write(panels, out)
+
+
+def shapes_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each feature of each encoder trained on drawn shapes: what it carries, and where it looks."""
+    found = [(result, result["found"].get("explained", {}).get("free", {}).get("points")) for result in results]
+    return [
+        {"encoder": result["name"], "scale": result["scale"], "feature": feature, "carries": carries, "looks": looks}
+        for result, points in found
+        if points
+        for feature, carries, looks in zip(points["feature"], points["carries_class"], points["looks"], strict=True)
+    ]
+
+
+def write_shapes_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw a point for each feature, a panel for each scale and encoder, as SVG.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        As `shapes_points` returns them, at least one.
+    out : Path
+        The file.
+    """
+    base = alt.Chart(
+        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
+    )
+    x = alt.X("carries:Q", title="carries: information on the shape minus that on the background")
+    y = alt.Y("looks:Q", title="looks: core IoU minus spurious IoU")
+    dots = base.mark_point(filled=True, size=25, opacity=0.6, color="#4477aa").encode(x=x, y=y)
+    none = base.mark_rule(color="#999999", strokeDash=[4, 4]).encode(x=alt.datum(0))
+    _write((none + dots).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2), out)
+
+
+def _write(panels: alt.FacetChart, out: Path) -> None:
     svg = vl_convert.vegalite_to_svg(panels.to_json())
     with atomic_path(out) as file:
         file.write_text(svg)

@@ -7,13 +7,13 @@ from typing import Any
 from qscore._files import atomic_path
 from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
 from qscore.study.reproduce import tables
-from qscore.study.reproduce.chart import curve_points, write_chart
+from qscore.study.reproduce.chart import curve_points, shapes_points, write_chart, write_shapes_chart
 from qscore.study.reproduce.results import FOLDER, SCALES, read_results
 from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, judge
 
 __all__ = ["CHART", "PAGE", "render_page", "write_page"]
 
-PAGE, CHART = "results.md", "results.svg"
+PAGE, CHART, SHAPES_CHART = "results.md", "results.svg", "results-shapes.svg"
 Found = Mapping[str, Any]
 PAPERS_SETTING = "ResNet-50 on ImageNet-1K and ResNet-18 on ImageNet-100, trained for hundreds of epochs"
 TITLES = {
@@ -30,10 +30,11 @@ The ten claims of Kalibhat et al. (AAAI 2024), put to the test. This page is mad
 No test label was used to choose anything. Brackets hold 95 % intervals over test rows; they say nothing of other
 encoders or images."""
 CHART_TEXT = "AUROC of Q and its main rivals against probe accuracy, along each training"
+SHAPES_TEXT = "Where each feature looks, against what it carries"
 
 
 def write_page(folder: str | Path) -> Path:
-    """Write ``results.md`` and the chart ``results.svg`` from the files in ``results`` of a folder.
+    """Write ``results.md`` and its charts, ``results.svg`` and ``results-shapes.svg``, from ``results`` in a folder.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ def write_page(folder: str | Path) -> Path:
     results = read_results(folder / FOLDER)
     if rows := curve_points(results):
         write_chart(rows, folder / CHART)
+    if rows := shapes_points(results):
+        write_shapes_chart(rows, folder / SHAPES_CHART)
     with atomic_path(folder / PAGE) as file:
         file.write_text(render_page(results))
     return folder / PAGE
@@ -211,6 +214,13 @@ def _shapes(results: Sequence[Found]) -> Iterator[str]:
     numbers = "; ".join(f"{name}, {CLAIMS[name].number}" for name in ("C3", "C4", "C9", "C10"))
     yield f"Main numbers: {numbers}."
     yield _lines(tables.shapes(results))
+    if shapes_points(results):
+        yield f"![{SHAPES_TEXT}]({SHAPES_CHART})"
+        yield (
+            "A point is a feature, on images whose backgrounds are drawn evenly: to the right those that tell more of "
+            "the shape than of the background's texture, above those that look more at the shape than beside it."
+        )
+        yield _lines(tables.scatter(results))
 
 
 def _sensitivity(results: Sequence[Found]) -> Iterator[str]:

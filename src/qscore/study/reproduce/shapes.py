@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 STAGE = "shapes"
 CLAIMS = ("C3", "C4", "C9", "C10")
+NUMBERS = ("quantity", "statistic", "value", "low", "high")
 SETTINGS = (
     *("backbone", "image_size", "precision", "resamples", "shapes_train", "shapes_test", "shapes_free"),
     *("shapes_recipe", "shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "methods_rate"),
@@ -69,6 +70,7 @@ def run(context: Context, unit: Unit, save: Save) -> None:
     explanations = {"start": explained(context, test, folder, start, work / "explained" / "start")}
     other = _score_others(context, free, folder, start, work / "free")
     explanations["free"] = explained(context, free, folder, other, work / "explained" / "free")
+    explanations["free"]["points"] = _points(work / "explained" / "free")
     found["explained"] = explanations
     save(found, False)
     log.info("3 of 4: it is fine-tuned")
@@ -125,10 +127,15 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
         "n": result["n_measured"],
         "verdicts": {name: claims["verdicts"][name] for name in CLAIMS if name in claims["verdicts"]},
         "conditions": claims["conditions"],
-        "records": [
-            {name: row[name] for name in ("quantity", "statistic", "value", "low", "high")} for row in claims["records"]
-        ],
+        "records": [{name: row[name] for name in NUMBERS} for row in claims["records"]],
+        "scatter": {name: result["scatter"][name] for name in ("carries", "carries_class") if result.get("scatter")},
     }
+
+
+def _points(explanation: Path) -> dict[str, Any]:
+    """Return what each feature carries, and where it looks."""
+    points: dict[str, Any] = json.loads((explanation / "explain.json").read_text())["scatter"]["points"]
+    return points
 
 
 def _score_others(context: Context, images: ImageSource, encoder: Path, start: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from qscore.study.reproduce.choices import choose_settings, mean_by_factor
 from qscore.study.reproduce.sensitivity import AUTOMATIC, BANDS, EPSILONS, PAPERS, SCALINGS
 from qscore.study.reproduce.verdicts import cases
 
-__all__ = ["commands", "curve", "markdown", "methods", "repair", "rivals", "sensitivity", "shapes"]
+__all__ = ["commands", "curve", "markdown", "methods", "repair", "rivals", "scatter", "sensitivity", "shapes"]
 
 Found = Mapping[str, Any]
 MAIN = (
@@ -163,6 +163,20 @@ def shapes(results: Sequence[Found]) -> list[str]:
                 numbers = {"value": case.value, "low": case.low, "high": case.high}
                 rows.append([label(result), claim, case.verdict, interval(numbers, "+.4f")])
     return markdown(["method", "claim", "verdict", "main number"], rows)
+
+
+def scatter(results: Sequence[Found]) -> list[str]:
+    """Return one row for each method: whether what features carry goes with where they look."""
+    places = {"free": "backgrounds drawn evenly", "start": "backgrounds tied to the class"}
+    rows = []
+    for result in results:
+        for place, title in places.items():
+            of = result["found"].get("explained", {}).get(place, {}).get("scatter")
+            if of:
+                rows.append(
+                    [label(result), title, str(of["carries_class"]["n"]), interval(of["carries_class"], "+.3f")]
+                )
+    return markdown(["method", "images", "features", "Spearman's correlation"], rows)
 
 
 def sensitivity(results: Sequence[Found]) -> Iterator[list[str]]:
