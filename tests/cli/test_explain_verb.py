@@ -81,7 +81,7 @@ def refusal(done, files):
 
 def test_help_has_an_example():
     text = " ".join(CliRunner().invoke(app, ["explain", "--help"]).stdout.split())
-    assert "qscore explain photos/ --encoder encoders/simclr --scores run/scores.parquet" in text.split("Example:")[1]
+    assert "qscore explain photos/ --encoder encoder --scores run/scores.parquet" in text.split("Example:")[1]
 
 
 def test_it_prints_tables_and_verdicts(files, undrawn):
@@ -185,6 +185,21 @@ def test_bad_input_is_one_line(spoil, message, files, undrawn):
 )
 def test_bad_options_are_one_line(options, arguments, message, files):
     assert message in refusal(explain(files, *arguments, **options), files)
+
+
+@pytest.mark.parametrize("method", ["activation", "gradcam"])
+@pytest.mark.parametrize("masks", [None, "masks"])
+def test_an_encoder_without_positions_names_its_layers(masks, method, files):
+    name = "vit:16x1-h2-m16-p32-s32"  # one patch
+    save_encoder(
+        files / "flat", name, build_backbone(name).state_dict(), Preprocessing(crop=32, resize=32), method="dino"
+    )
+    encoder = qscore.load_encoder(files / "flat")
+    qscore.embed(files / "images", encoder, files / "flats" / "embeddings", device="cpu", workers=0)
+    qscore.score(files / "flats" / "embeddings", files / "flats" / "scores.parquet", epsilon=1.5)
+    done = explain(files, "--method", method, masks=masks, encoder="flat", scores="flats/scores.parquet")
+    said = "has no layer with several positions for images of 32 x 32 pixels; its layers are patch_embed, pos_drop,"
+    assert said in refusal(done, files) and not (files / "out").exists()
 
 
 def test_features_out_of_range(files, undrawn):

@@ -72,6 +72,17 @@ def test_classes_are_sorted_by_accuracy_and_features_stand_in_blocks(run):
     )
 
 
+def test_outcomes_of_rows_without_a_label_are_no_outcomes_of_classes(run):
+    table, rows, _, labels, _ = run
+    correct = pa.array([True if label is None else None for label in labels], pa.bool_())
+    rows = rows.set_column(rows.column_names.index("correct"), "correct", correct)
+    groups = class_groups(rows)
+    assert groups.names == class_groups(rows.drop_columns(["correct"])).names  # by mean Q
+    found = average_representations(table, rows, groups, D, 10)
+    assert found.outcomes == ["all rows"] and found.counts.sum() == sum(label is not None for label in labels)
+    assert draw_average(found).width > 0
+
+
 def test_classes_without_outcomes_are_sorted_by_q(run):
     table, rows, H, labels, _ = run
     rows = rows.drop_columns(["correct"])

@@ -125,13 +125,19 @@ def test_without_masks():
     assert list(found) == ["C3", "C4", "C9"] and found["C9"].reason == "no masks were given"
 
 
+NOT_BOTH = "too few samples have active features both in D and outside it, with masks of both kinds"
+NOT_BEFORE = "too few samples have an active feature in D both before and after, with masks of both kinds"
+
+
 @pytest.mark.parametrize(
     ("claim", "key", "reason"),
     [
         ("C3", ("gap_discriminative", "mean"), "too few features of D are highly active in enough of these images"),
-        ("C4", (SPURIOUS, "mean"), "too few samples have active features both in D and outside it"),
+        ("C4", (SPURIOUS, "mean"), NOT_BOTH),
+        ("C4", ("core_discriminative - core_outside", "mean"), NOT_BOTH),
         ("C9", (RHO, "spearman"), "too few samples have an active feature in D, or all have the same Q or core IoU"),
-        ("C10", ("core_discriminative", "change"), "too few samples have an active feature in D both before and after"),
+        ("C10", ("core_discriminative", "change"), NOT_BEFORE),
+        ("C10", ("spurious_discriminative", "change"), NOT_BEFORE),
     ],
 )
 def test_numbers_that_are_not_there(claim, key, reason):

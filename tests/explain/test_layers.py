@@ -138,19 +138,13 @@ def test_images_that_are_no_tensor():
 
 def test_an_encoder_without_positions():
     encoder = encode(nn.Sequential(nn.Flatten(), nn.Linear(192, 16)), 8, name="a perceptron")
-    with pytest.raises(QScoreError) as caught:
-        feature_heatmaps(encoder, torch.zeros(1, 3, 8, 8), [0], "gradcam")
-    assert str(caught.value) == (
-        "the encoder a perceptron has no layer with several positions for images of 8 x 8 pixels; its layers are 0, 1; "
-        "use larger images, or method='gradient'"
-    )
-    with pytest.raises(QScoreError) as caught:
-        feature_heatmaps(encoder, torch.zeros(1, 3, 8, 8), [0])
-    assert str(caught.value) == (
-        "activation: the representation of a perceptron is the average over positions of none of its layers, for "
-        "images "
-        "of 8 x 8 pixels; use method='gradcam', for which none of its layers has several positions"
-    )
+    for method in ("gradcam", "activation"):
+        with pytest.raises(QScoreError) as caught:
+            feature_heatmaps(encoder, torch.zeros(1, 3, 8, 8), [0], method)
+        assert str(caught.value) == (
+            "the encoder a perceptron has no layer with several positions for images of 8 x 8 pixels; its layers are "
+            "0, 1; use larger images, or method='gradient'"
+        )
     assert feature_heatmaps(encoder, torch.zeros(1, 3, 8, 8), [0], "gradient").shape == (1, 1, 8, 8)
 
 

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from reference.networks import build, encode
@@ -139,6 +140,23 @@ def test_drawn_shapes(shapes, pictures, tmp_path):
     assert sum(found["attributes"]["best"]["discriminative"].values()) == len(in_d)
 
 
+def test_other_shapes_of_the_same_ids_are_refused(shapes, pictures, tmp_path):
+    folder, encoder, images = shapes
+    scores, options = folder / "scores.parquet", FAST | {"masks": "shapes", "rows": 5}
+    for other in (images.replace("spurious=0", "spurious=0.9"), images + ",classes=5"):
+        with pytest.raises(QScoreError) as caught:
+            qscore.explain_scores(other, encoder, scores, tmp_path / "out", **options)
+        said = str(caught.value).replace(str(folder), "...")
+        assert said.startswith(f"{other}: expected the drawn shapes that .../scores.parquet is of, got others under")
+    fewer = images.replace("n=120", "n=60")
+    assert qscore.explain_scores(fewer, encoder, scores, tmp_path / "first", **options)["n"] == 60
+    options |= {"rows": None, "before": tmp_path / "first"}
+    assert qscore.explain_scores(images, encoder, scores, tmp_path / "o", **options)["before"]["n"] == 5
+    earlier_with(tmp_path / "first", images=fewer + ",classes=5")
+    with pytest.raises(QScoreError, match=r"first: its images: shapes:.*,classes=5; now shapes:.*; both must be the s"):
+        qscore.explain_scores(images, encoder, scores, tmp_path / "p", **options)
+
+
 def test_d_of_the_same_images_is_said_to_be(shapes, pictures, tmp_path):
     folder, encoder, _ = shapes
     options = {"masks": None, "evaluation": None}
@@ -262,6 +280,109 @@ def test_explanations_that_cannot_be_compared(colours, pictures, tmp_path):
     assert said == ".../first: none of its 10 measured images is among these; rows are matched by id"
     (first / "explain.json").write_text("{")
     assert refusal(colours, out, before=first).startswith(".../first: cannot read this explanation: ")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.drop_columns(["id"]), "explanations.parquet has no column 'id'; run qscore explain again"),
+        (lambda t: t.drop_columns(["q_score"]), "explanations.parquet has no column 'q_score'; run qscore"),
+        (lambda t: t.drop_columns(["object_iou_random_map"]), "has no column 'object_iou_random_map'; run"),
+        (lambda t: t.drop_columns(["background_iou_outside"]), "has no column 'background_iou_outside'; run"),
+        (lambda t: t.set_column(1, "q_score", [["much"] * 60]), "explanations.parquet: Failed to parse string: 'much'"),
+        (lambda t: pa.concat_tables([t, t]), "explanations.parquet holds an id more than once"),
+    ],
+)
+def test_an_earlier_explanation_that_is_damaged(spoil, message, colours, pictures, tmp_path):
+    first = tmp_path / "first"
+    explain(colours, first, rows=10)
+    pq.write_table(spoil(pq.read_table(first / "explanations.parquet")), first / "explanations.parquet")
+    said = refusal(colours, tmp_path / "out", before=first)
+    assert said.startswith(".../first: cannot read this explanation: ") and message in said
+    (first / "explanations.parquet").unlink()
+    assert refusal(colours, tmp_path / "out", before=first).endswith("earlier explanation, with explanations.parquet")
+
+
+def test_other_rows_than_before_are_refused_before_any_work(colours, pictures, monkeypatch, tmp_path):
+    first = tmp_path / "first"
+    explain(colours, first, rows=2)
+    monkeypatch.setattr(run, "locate", lambda *_, **__: pytest.fail("measured"))
+    said = refusal(colours, tmp_path / "out", before=first, rows=2, seed=1)
+    assert said == ".../first: none of its 2 measured images is among these; rows are matched by id"
+
+
+@pytest.mark.parametrize("masks", [None, "masks"])
+def test_another_encoder_is_refused_with_masks_and_without(masks, colours, pictures, tmp_path):
+    folder, other = colours[0], colour_encoder()
+    other.backbone.colours.palette = other.backbone.colours.palette.flip(0)
+    with pytest.raises(QScoreError, match="first 60 images are, so it was made with another encoder, or other prep"):
+        explain((folder, other), tmp_path / "out", masks=masks and folder / masks)
+    assert not pictures and not (tmp_path / "out").exists()
+
+
+def test_results_survive_what_is_refused(colours, tmp_path):
+    explain(colours, tmp_path / "out", masks=None)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert "the network has no such layer" in refusal(colours, tmp_path / "out", masks=None, layer="x", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+
+
+@pytest.fixture
+def partly_embedded(colours, tmp_path):
+    """The scores, and beside them embeddings of 40 of the 60 images."""
+    folder, encoder = colours
+    part, run = tmp_path / "part", tmp_path / "run"
+    part.mkdir()
+    for path in sorted((folder / "images").iterdir())[:40]:
+        shutil.copy(path, part)
+    shutil.copytree(folder / "run", run, ignore=shutil.ignore_patterns("embeddings"))
+    qscore.embed(part, encoder, run / "embeddings", device="cpu", workers=0)
+    return run
+
+
+def test_embeddings_of_other_rows_are_not_taken_unasked(partly_embedded, colours, pictures, tmp_path):
+    folder, encoder = colours
+    found = qscore.explain_scores(
+        folder / "images", encoder, partly_embedded / "scores.parquet", tmp_path / "o", **FAST
+    )
+    [said] = [said for said in found["sentences"] if "embeddings" in said]
+    assert said.startswith("The embeddings beside the score table are not used: ") and "20 of 60 scored rows" in said
+    assert pictures[0][1]["embeddings"] is None
+
+
+def test_embeddings_of_other_rows_are_refused_before_any_work(partly_embedded, colours, pictures, tmp_path):
+    said = refusal(colours, tmp_path / "out", embeddings=partly_embedded / "embeddings")
+    assert "20 of 60 scored rows are not in this table" in said
+    assert not pictures and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_stops_while_it_draws_starts_again(overwrite, colours, monkeypatch, tmp_path):
+    def stop(*_, **__):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "lowest.png").touch()
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "draw_pictures", lambda *_, **__: {"sentences": []})
+        explain(colours, out) if overwrite else None
+        patch.setattr(run, "draw_pictures", stop)
+        with pytest.raises(KeyboardInterrupt):
+            explain(colours, out, overwrite=overwrite)
+        assert [path.name for path in out.iterdir()] == ["lowest.png"]  # no results of two runs
+        patch.setattr(run, "draw_pictures", lambda *_, **__: {"sentences": []})
+        assert explain(colours, out)["n"] == 60  # unasked: nothing that was finished is lost
+
+
+def test_blind_maps_are_said_of_the_same_images(colours, pictures, tmp_path):
+    found = explain(colours, tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "explanations.parquet").to_pandas()
+    there = rows[rows.n_discriminative > 0]
+    [said] = [said for said in found["sentences"] if "meet the object" in said]
+    centred, random = (there[f"object_iou_{name}"].mean() for name in CONTROLS)
+    assert f"there a centred map with {centred:.3f}, a random one with {random:.3f}; {60 - len(there)} images" in said
+    assert f"{rows.object_iou_gaussian.mean():.3f}" != f"{centred:.3f}"
 
 
 def test_a_mask_of_another_size(colours, pictures, tmp_path):

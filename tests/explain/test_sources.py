@@ -87,6 +87,17 @@ def test_two_masks_of_one_name(folders):
     )
 
 
+def test_two_images_of_one_mask(folders):
+    """One of them has no mask, or the flat folder cannot tell them apart: neither is measured against the other's."""
+    for path in (folders / "masks").rglob("*.png"):
+        path.rename(folders / "masks" / path.name)
+    save(folders / "images/emu/a.png", disc())
+    assert mismatch(folders) == (
+        ".../masks: expected one image for each mask, got 'cat/a.jpg' and 'emu/a.png' for '.../masks/a.png'; add the "
+        "mask that is missing, or lay the folder out as the images are"
+    )
+
+
 def test_an_image_with_no_mask(folders):
     (folders / "masks/cat/b.png").unlink()
     assert mismatch(folders) == (

@@ -63,8 +63,16 @@ def run(tmp_path, rng):
             "sentences": [],
         },
         "localisation": [
-            {"kind": "core", "metric": "iou", "set": "discriminative", "value": 0.25, "low": 0.2, "high": 0.3},
-            {"kind": "core", "metric": "iou", "set": "random_map", "value": 0.0625, "low": None, "high": None},
+            {
+                "kind": "core",
+                "metric": "iou",
+                "set": "discriminative",
+                "value": 0.25,
+                "low": 0.2,
+                "high": 0.3,
+                "n": 1234,
+            },
+            {"kind": "core", "metric": "iou", "set": "random_map", "value": 0.0625, "low": None, "high": None, "n": 1},
             {"kind": "core", "metric": "energy", "set": "discriminative", "value": 0.9, "low": 0.8, "high": 1.0},
         ],
         "scatter": {"points": {"feature": [7, 12], "carries": [0.1, -0.1], "looks": [0.5, -0.5]}},
@@ -121,8 +129,12 @@ def test_the_report_shows_why(run):
     assert '<span class="unmet">not met: a lift</span>' in why
     assert "<td>C3</td><td>cannot be tested</td><td><em>none tested</em></td>" in why
     rows = re.findall(r"<tr[^>]*><td>([^<]*)</td><td>(.*?)</td><td>(.*?)</td></tr>", why)
-    assert ("discriminative features, D", "0.250 <small>0.200 to 0.300</small>", "<em>undefined</em>") in rows
-    assert ("a random map", "0.062", "<em>undefined</em>") in rows and "energy" not in why
+    assert (
+        "discriminative features, D",
+        "0.250 <small>0.200 to 0.300</small>, <small>1,234 images</small>",
+        "<em>undefined</em>",
+    ) in rows
+    assert ("a random map", "0.062, <small>1 images</small>", "<em>undefined</em>") in rows and "energy" not in why
     assert "What features carry, and where they look" in html and 'id="chart-look"' in why
 
 
@@ -179,6 +191,7 @@ def test_heatmaps_of_other_scores_are_refused(run):
         {"pictures": {"samples": {"lowest": {"file": "../scores.parquet", "alt": "x"}}}},
         {"pictures": {"features": [{"feature": 1, "file": "explain.json", "alt": "x"}]}},
         {"localisation": [{"metric": "iou"}]},
+        {"localisation": [{"kind": "core", "metric": "iou", "set": "discriminative"}]},
     ],
 )
 def test_what_explain_did_not_write_is_refused(run, change):

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 from sklearn.cluster import KMeans
 
@@ -80,7 +79,8 @@ def class_groups(rows: pa.Table) -> Groups | None:
     names, inverse = np.unique(labels[known].astype(str), return_inverse=True)
     codes = np.full(rows.num_rows, -1, dtype=np.int64)
     codes[known] = inverse
-    value, there = _outcome(rows) if _has_outcomes(rows) else (_q(rows), np.ones(rows.num_rows, bool))
+    found = _outcome(rows, known)
+    value, there = found if found is not None else (_q(rows), np.ones(rows.num_rows, bool))
     return _ordered("classes", names.tolist(), codes, value, there)
 
 
@@ -138,9 +138,10 @@ def average_representations(
         an order by the correct rows alone would favour them.
     """
     outcomes, codes = ["all rows"], np.zeros(rows.num_rows, dtype=np.int64)
-    if _has_outcomes(rows):
+    found = _outcome(rows, groups.codes >= 0)
+    if found is not None:
         outcomes = ["correct", "misclassified"]
-        value, there = _outcome(rows)
+        value, there = found
         codes = np.where(there, np.where(value > 0, 0, 1), -1)
     shape = (len(outcomes), len(groups.names))
     cell = np.where((codes >= 0) & (groups.codes >= 0), codes * shape[1] + groups.codes, -1)
@@ -251,14 +252,16 @@ def _accuracy(found: Average) -> Float[np.ndarray, " g"]:
     return share
 
 
-def _has_outcomes(rows: pa.Table) -> bool:
-    return "correct" in rows.column_names and rows.column("correct").null_count < rows.num_rows
-
-
-def _outcome(rows: pa.Table) -> tuple[Float[np.ndarray, " n"], Any]:
-    """Return 1 for correct rows and 0 for others, and which rows' outcomes are known."""
+def _outcome(
+    rows: pa.Table, grouped: Bool[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]] | None:
+    """Return 1 for correct rows and 0 for others, and which are known; None if that of no row in a group is."""
+    if "correct" not in rows.column_names:
+        return None
     column = rows.column("correct")
     known = column.is_valid().to_numpy(zero_copy_only=False)
+    if not (known & grouped).any():
+        return None
     return column.fill_null(False).to_numpy(zero_copy_only=False).astype(np.float64), known
 
 

@@ -10,7 +10,13 @@ from jaxtyping import Float, Int
 from qscore._validate import QScoreError
 from qscore.tables import open_embeddings
 
-__all__ = ["iter_joined"]
+__all__ = ["check_joined", "iter_joined"]
+
+
+def check_joined(embeddings: str | Path, rows: pa.Table, n_features: int) -> None:
+    """Read an embedding table once, and refuse what `iter_joined` would refuse on the way."""
+    for _ in iter_joined(embeddings, rows, n_features):
+        pass
 
 
 def iter_joined(

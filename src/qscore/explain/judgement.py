@@ -150,8 +150,8 @@ def _judge_attributes(numbers: Numbers, held_out: bool, association: tuple[str, 
 def _judge_noisy(numbers: Numbers) -> ClaimVerdict:
     # Both are differences of D minus what is outside.
     spurious, core = (numbers.get(f"{kind}_discriminative - {kind}_outside") for kind in ("spurious", "core"))
-    if math.isnan(spurious.low):
-        return untested("C4", "too few samples have active features both in D and outside it")
+    if math.isnan(spurious.low + core.low):
+        return untested("C4", "too few samples have active features both in D and outside it, with masks of both kinds")
     conditions = {
         "a higher spurious IoU outside D": spurious.high < 0,
         "no higher core IoU outside D": not core.high < 0,
@@ -182,8 +182,9 @@ def _judge_core(numbers: Numbers) -> ClaimVerdict:
 
 def _judge_change(numbers: Numbers) -> ClaimVerdict:
     core, spurious = (numbers.get(f"{kind}_discriminative", "change") for kind in ("core", "spurious"))
-    if math.isnan(core.low):
-        return untested("C10", "too few samples have an active feature in D both before and after")
+    if math.isnan(core.low + spurious.low):
+        reason = "too few samples have an active feature in D both before and after, with masks of both kinds"
+        return untested("C10", reason)
     lift = numbers.get("core_lift_discriminative - spurious_lift_discriminative", "change")
     conditions = {
         "a core IoU that rose": core.low > 0,

@@ -146,6 +146,8 @@ def averaged_layer(encoder: Encoder, x: Float[Tensor, "b 3 h w"]) -> Layer:
     h, outputs = _run_once(encoder, x)
     spatial = _stream(_with_positions(encoder, outputs, x))
     found = [layer for layer, out in spatial if averaged(layer.to_maps(out), h) is not None]
+    if not spatial:
+        raise _no_positions(encoder, x)
     if not found:
         raise QScoreError(
             f"activation: the representation of {encoder.source.architecture} is the average over positions of none of "
@@ -187,9 +189,14 @@ def explaining_layer(encoder: Encoder, x: Float[Tensor, "b 3 h w"]) -> Layer:
     for (layer, _), grad in reversed(list(zip(spatial, grads, strict=True))):
         if grad is not None and int(layer.to_maps(grad)[0].abs().amax(0).count_nonzero()) > 1:
             return layer
-    raise QScoreError(
+    raise _no_positions(encoder, x)
+
+
+def _no_positions(encoder: Encoder, x: Float[Tensor, "b 3 h w"]) -> QScoreError:
+    children = ", ".join(name for name, _ in network_of(encoder).named_children()) or "none"
+    return QScoreError(
         f"the encoder {encoder.source.architecture} has no layer with several positions for images of {x.shape[3]} x "
-        f"{x.shape[2]} pixels; its layers are {_children(encoder)}; use larger images, or method='gradient'"
+        f"{x.shape[2]} pixels; its layers are {children}; use larger images, or method='gradient'"
     )
 
 
@@ -262,7 +269,3 @@ def _names(found: Iterable[str]) -> str:
         return "none of its layers has several positions"
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return f"layers with positions are {', '.join(path for path in paths if path in kept)}{more}"
-
-
-def _children(encoder: Encoder) -> str:
-    return ", ".join(name for name, _ in network_of(encoder).named_children()) or "none"

@@ -21,7 +21,7 @@ from qscore.explain.layers import evaluating
 from qscore.explain.masks import energy_inside, gaussian_map, mask_iou, pointing_game, random_maps, soft_iou
 from qscore.explain.material import Material, read_lists
 
-__all__ = ["CONTROLS", "METRICS", "SETS", "Located", "feature_sets", "locate", "on_device"]
+__all__ = ["CONTROLS", "METRICS", "SETS", "Located", "check_encoder", "feature_sets", "locate", "on_device"]
 
 Metric = Callable[[Tensor, Tensor], Tensor]
 
@@ -220,6 +220,30 @@ def _maps(
             inside = features[np.isin(features, some)]  # ascending, as the lists are
             part.append(of_image[torch.from_numpy(np.searchsorted(some, inside)).to(of_image.device)])
     return (torch.cat(part) for part in parts)
+
+
+def check_encoder(
+    found: Material,
+    encoder: Encoder,
+    *,
+    device: torch.device,
+    method: str = "activation",
+    layer: str | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Refuse on the first images what `locate` refuses, where there are no masks and so nothing to locate.
+
+    Raises
+    ------
+    QScoreError
+        If an image cannot be read, the encoder has no maps for the method, or the score table was not made with it.
+    """
+    indptr, active = read_lists(found.rows)
+    first = range(min(batch_size, found.rows.num_rows))
+    with on_device(encoder, device):
+        x = torch.stack([encoder.preprocess(found.images.image(i)) for i in first]).to(device)
+        _check_encoder(encoder, x, [active[indptr[i] : indptr[i + 1]] for i in first], found)
+        feature_maps(encoder, x[:1], [0], method, layer)
 
 
 def _check_encoder(encoder: Encoder, x: Tensor, lists: list[np.ndarray], found: Material) -> None:

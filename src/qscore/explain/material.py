@@ -14,6 +14,7 @@ from qscore._files import sha256
 from qscore._validate import QScoreError, one_line
 from qscore.explain.sources import Masks, open_masks
 from qscore.images import ImageSource, open_images, subset
+from qscore.images.shapes import drawing
 from qscore.scoring import features_path, read_scored, read_stored
 from qscore.tables import read_record
 
@@ -92,6 +93,7 @@ def gather(
             f"first image is {names[0].as_py()!r}, the first row {ids[0].as_py()!r}"
         )
     rows = rows.take(place.drop_null())
+    _check_drawings(source, known, rows, str(scores))
     valid = np.asarray(rows.column("valid").to_numpy(zero_copy_only=False), dtype=bool)
     if not valid.any():
         raise QScoreError(f"{scores}: none of the images has a valid row, all hold NaN or infinity")
@@ -136,6 +138,20 @@ def _ids(table: pa.Table, name: str) -> pa.Array:
             f"{name}: {twice:,} ids come more than once; rows are matched by id, so each must have its own"
         )
     return ids
+
+
+def _check_drawings(source: ImageSource, known: Int[np.ndarray, " k"], rows: pa.Table, scores: str) -> None:
+    """Refuse scores of shapes that were drawn otherwise: their ids say no more than which scene it is."""
+    if "path" not in rows.column_names or drawing(source.record(int(known[0])).path) is None:
+        return
+    for i, scored in zip(known, rows.column("path").to_pylist(), strict=True):
+        record = source.record(int(i))
+        was = drawing(scored or "")
+        if was is not None and was != drawing(record.path):
+            raise QScoreError(
+                f"{source.name}: expected the drawn shapes that {scores} is of, got others under the same ids, the "
+                f"first is {record.path!r}, scored was {scored!r}"
+            )
 
 
 def _check_active(rows: pa.Table, n_features: int, scores: str) -> None:

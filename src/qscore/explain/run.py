@@ -27,8 +27,18 @@ from qscore.explain.claims import (
 )
 from qscore.explain.earlier import Earlier, read_earlier
 from qscore.explain.heatmaps import METHODS
+from qscore.explain.joining import check_joined
 from qscore.explain.judgement import Numbers, judge, verdict_sentences
-from qscore.explain.localisation import CONTROLS, METRICS, SETS, Located, feature_sets, locate, on_device
+from qscore.explain.localisation import (
+    CONTROLS,
+    METRICS,
+    SETS,
+    Located,
+    check_encoder,
+    feature_sets,
+    locate,
+    on_device,
+)
 from qscore.explain.masks import summarise
 from qscore.explain.material import Material, gather, read_lists
 from qscore.explain.pictures import draw_pictures
@@ -123,11 +133,12 @@ def explain_scores(
     _check(n_random, resamples, seed, rows, batch_size, method)
     folder = _folder(Path(out), overwrite=overwrite)
     found = gather(images, scores, masks=masks, evaluation=evaluation)
-    embeddings = _embeddings(scores, embeddings, found)
     kinds = found.masks.kinds if found.masks else None
-    earlier = None if before is None else read_earlier(Path(before), folder, kinds, method, layer)
+    chosen = _choose(found.masked, rows, seed)
+    earlier = None if before is None else read_earlier(Path(before), folder, found.images.name, kinds, method, layer)
     if earlier is not None:
-        earlier.match(_names(found, found.masked))  # refuses other images before any work
+        earlier.match(_names(found, chosen))  # refuses other images before any work
+    embeddings, unused = _embeddings(scores, embeddings, found)
     place = pick_device(device)
     loaded = load_encoder(encoder)
     if loaded.dim != found.features.num_rows:
@@ -136,9 +147,10 @@ def explain_scores(
             "same encoder"
         )
     sets = feature_sets(found.features, n_random, seed)
-    chosen = _choose(found.masked, rows, seed)
     located = None
-    if found.masks:
+    if not found.masks:
+        check_encoder(found, loaded, device=place, method=method, layer=layer, batch_size=batch_size)
+    else:
         located = locate(
             found, loaded, chosen, sets,
             device=place, method=method, layer=layer, batch_size=batch_size, seed=seed,
@@ -152,14 +164,16 @@ def explain_scores(
     settings |= {"n_random": n_random, "resamples": resamples, "seed": seed}
     result = _about(found, loaded, scores, len(chosen)) | settings
     table = _measure(result, found, located, chosen, sets, earlier)
-    result["sentences"] = [*found.sentences, *_said(result), *result["claims"]["sentences"]]
-    written = {"explanations.parquet": _explanations(found, located), "localisation.parquet": table}
-    _write_tables(folder, written)
+    result["sentences"] = [*found.sentences, *unused, *_said(result), *result["claims"]["sentences"]]
+    # Until explain.json is there again nothing is: a run that is killed while it draws leaves no results of two runs.
+    for name in OUTPUTS:
+        (folder / name).unlink(missing_ok=True)
     with on_device(loaded, place):
         result["pictures"] = draw_pictures(
             found.images, loaded, found.rows, found.features, folder,
             embeddings=embeddings, method=method, layer=layer, batch_size=batch_size, seed=seed,
         )  # fmt: skip
+    _write_tables(folder, {"explanations.parquet": _explanations(found, located), "localisation.parquet": table})
     with atomic_path(folder / "explain.json") as temporary:
         temporary.write_text(to_json(result, indent=2) + "\n")
     return result
@@ -191,24 +205,28 @@ def _check(n_random: int, resamples: int, seed: int, rows: int | None, batch_siz
 def _folder(out: Path, *, overwrite: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise QScoreError(f"{out} is a file; name a directory")
-    for name in OUTPUTS:
-        check_output(out / name, overwrite=overwrite)
+    check_output(out / "explain.json", overwrite=overwrite)  # written last: without it a run was not finished
     return out
 
 
-def _embeddings(scores: str | Path, embeddings: str | Path | None, found: Material) -> str | Path | None:
-    """Return the embedding table that is named, or lies beside the score table."""
+def _embeddings(
+    scores: str | Path, embeddings: str | Path | None, found: Material
+) -> tuple[str | Path | None, list[str]]:
+    """Return the embedding table that is named, or lies beside the score table; and why the latter is not taken."""
     beside = Path(scores).parent / "embeddings"
     if embeddings is None and not beside.exists():
-        return None
-    chosen = beside if embeddings is None else embeddings
-    table = open_embeddings(chosen)
-    if table.n_features != found.features.num_rows:
-        raise QScoreError(
-            f"{chosen} has {table.n_features} features, and {scores} {found.features.num_rows}; both must come from "
-            "the same encoder"
-        )
-    return chosen
+        return None, []
+    chosen, r = beside if embeddings is None else embeddings, found.features.num_rows
+    try:
+        width = open_embeddings(chosen).n_features
+        if width != r:
+            raise QScoreError(f"{chosen} has {width} features, and {scores} {r}; both must come from the same encoder")
+        check_joined(chosen, found.rows, r)
+    except QScoreError as error:
+        if embeddings is not None:
+            raise
+        return None, [f"The embeddings beside the score table are not used: {error}."]
+    return chosen, []
 
 
 def _names(found: Material, chosen: Int[np.ndarray, " m"]) -> list[str]:
@@ -327,29 +345,35 @@ def _features(found: Material, located: Located | None, carried: Carried | None)
 
 
 def _said(result: Mapping[str, Any]) -> list[str]:
-    """Say what the heatmaps of D meet, beside blind maps, and how many samples took part."""
-    found = {(of["kind"], of["set"]): of for of in result["localisation"] if of["metric"] == "iou"}
+    """Say what the heatmaps of D meet, beside what blind maps do in the same images, and how many took part."""
+    found = {of["kind"]: of for of in result["localisation"] if of["metric"] == "iou" and of["set"] == "discriminative"}
+    above = {of["quantity"]: of["value"] for of in result["claims"]["records"] if of["statistic"] == "mean"}
     said = []
-    for kind in result["kinds"] or ():
-        means = [found[kind, name] for name in ("discriminative", *CONTROLS)]
-        of = means[0]
+    for kind, of in found.items():
         if not of["n"]:
-            return [
-                f"None of {of['excluded']:,} images has a highly active feature of D and a mask: nothing was measured."
-            ]
-        d, centred, random = (f"{mean['value']:.3f}" for mean in means)
+            said.append(
+                f"None of {_images(of['excluded'])} has a highly active feature of D and a mask of the {kind}: nothing "
+                "was measured of it."
+            )
+            continue
+        d = of["value"]
+        centred, random = (f"{d - above[f'{kind}_discriminative - {kind}_{blind}']:.3f}" for blind in CONTROLS)
         said.append(
-            f"In {of['n']:,} images the highly active features of D meet the {kind} with a mean IoU of {d} (95 % "
-            f"interval {of['low']:.3f} to {of['high']:.3f}), a centred map with {centred}, a random one with {random}; "
-            f"{of['excluded']:,} images without such a feature, or without such a mask, were excluded."
+            f"In {_images(of['n'])} the highly active features of D meet the {kind} with a mean IoU of {d:.3f} (95 % "
+            f"interval {of['low']:.3f} to {of['high']:.3f}), there a centred map with {centred}, a random one with "
+            f"{random}; {_images(of['excluded'])} without such a feature, or without such a mask, "
+            f"{'was' if of['excluded'] == 1 else 'were'} excluded."
         )
     return said
+
+
+def _images(n: int) -> str:
+    return "1 image" if n == 1 else f"{n:,} images"
 
 
 def _write_tables(folder: Path, tables: Mapping[str, pa.Table | None]) -> None:
     for name, table in tables.items():
         if table is None:
-            (folder / name).unlink(missing_ok=True)  # of an earlier explanation, with masks
             continue
         with atomic_path(folder / name) as temporary:
             pq.write_table(table, temporary)

@@ -106,7 +106,8 @@ def open_masks(source: str | Path, images: ImageSource) -> Masks:
     Raises
     ------
     QScoreError
-        If there is no such source, an image has no mask or a mask no image (of Salient ImageNet: if none has).
+        If there is no such source, an image has no mask, or a mask no image or two (of Salient ImageNet: if no image
+        has any).
     """
     name = str(source)
     found = _open(name)
@@ -188,8 +189,23 @@ class FolderMasks:
         return self._stem(record) is not None
 
     def unused(self, records: Sequence[ImageRecord]) -> list[str]:
-        """Return the masks that belong to no image."""
-        used = {self._stem(record) for record in records}
+        """Return the masks that belong to no image.
+
+        Raises
+        ------
+        QScoreError
+            If a mask belongs to two images.
+        """
+        used: dict[str | None, str] = {}
+        for record in records:
+            stem = self._stem(record)
+            if stem in used:
+                raise QScoreError(
+                    f"{self.name}: expected one image for each mask, got {used[stem]!r} and {record.id!r} for "
+                    f"{self._paths[stem or '']!r}; add the mask that is missing, or lay the folder out as the images "
+                    "are"
+                )
+            used[stem] = record.id
         return [path for stem, path in self._paths.items() if stem not in used]
 
     def read(self, record: ImageRecord) -> dict[str, Float[np.ndarray, "h w"]]:

@@ -5,7 +5,7 @@ predicts the class without being of it. Everything else is drawn independently.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from math import cos, radians, sin
 from typing import Any, final
@@ -19,7 +19,7 @@ from qscore.images import silhouettes, textures
 from qscore.images.sources import ImageRecord, fingerprint_lines
 from qscore.images.textures import hash_integers
 
-__all__ = ["ATTRIBUTES", "Shapes", "ShapesSource"]
+__all__ = ["ATTRIBUTES", "Shapes", "ShapesSource", "drawing"]
 
 VERSION = 1  # of the drawing; locators of one version reopen the same pixels
 MOST_IMAGES, LARGEST_CLASSES, SMALLEST_SIZE, LARGEST_SIZE = 10_000_000, 100, 16, 1024
@@ -127,6 +127,18 @@ class Shapes:
                 kind = "an integer" if kinds[key] is int else "a number"
                 raise QScoreError(f"{name}: expected {key} to be {kind}, got {value!r}") from error
         return cls(**settings)
+
+
+def drawing(name: str) -> Shapes | None:
+    """Return what a source or a locator draws, however many: images of one id are the same where this is; else None.
+
+    Examples
+    --------
+    >>> drawing("shapes:n=50,size=32#7") == drawing("shapes:size=32"), drawing("photos/7.png") is None
+    (True, True)
+    """
+    container = name.partition("#")[0]
+    return replace(Shapes.from_name(container), n=1) if container.partition(":")[0] == "shapes" else None
 
 
 @final

@@ -119,7 +119,8 @@ def _claims(claims: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _localisation(records: Iterable[Mapping[str, Any]], kinds: Iterable[str]) -> list[dict[str, Any]]:
     """Return the mean IoU of each set of features with each kind of mask."""
-    iou = {(of["set"], of["kind"]): of for of in records if of["metric"] == "iou"}
+    shown = ("value", "low", "high", "n")
+    iou = {(of["set"], of["kind"]): {name: of[name] for name in shown} for of in records if of["metric"] == "iou"}
     rows = [{"title": title, "values": [iou.get((name, kind)) for kind in kinds]} for name, title in SETS.items()]
     return [row for row in rows if any(row["values"])]
 
