@@ -140,6 +140,12 @@ def test_c3_is_read_where_backgrounds_are_free_and_the_others_where_they_are_tie
     assert [(case.verdict, case.value) for case in others] == [(WEAKLY, 0.1)] * 2
 
 
+def test_the_supervised_control_counts_for_no_claim():
+    places = {"start": explained(dict.fromkeys(("C3", "C4", "C9"), HOLDS)), "free": explained({"C3": HOLDS})}
+    found = [result("shapes", "supervised", {"rise": None, "explained": places})]
+    assert [cases(name, found) for name in ("C3", "C4", "C9", "C10")] == [[], [], [], []]
+
+
 def test_every_claim_has_a_verdict():
     verdicts = {name: verdict for name, (verdict, _) in judge(everything()).items()}
     assert list(verdicts) == list(CLAIMS) == [f"C{k}" for k in range(1, 11)]

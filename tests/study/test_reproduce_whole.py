@@ -46,9 +46,10 @@ def results(folder):
 
 
 def test_all_stages_and_nothing_twice(tmp_path, monkeypatch):
-    options = {"overrides": TINY | {"n_train": 60, "n_test": 50}, "methods": "simclr,dino", "device": "cpu"}
+    options = {"overrides": TINY | {"n_train": 60, "n_test": 50}, "methods": "simclr,dino,supervised"}
+    options["device"] = "cpu"
     found = reproduce("digits", tmp_path, **options)
-    assert found["left"] == [] and len(found["done"]) == 7
+    assert found["left"] == [] and len(found["done"]) == 9
     there = results(tmp_path)
     assert set(there) == set(found["done"]) and all(result["complete"] for result in there.values())
     rates = there["small-repair-simclr-seed0"]["found"]["rates"]
@@ -62,14 +63,12 @@ def test_all_stages_and_nothing_twice(tmp_path, monkeypatch):
         "from-start",
         "from-plain",
     }
+    assert set(there["small-shapes-supervised-seed0"]["found"]["explained"]) == {"start", "free"}
+    assert "tuned" not in there["small-shapes-supervised-seed0"]["found"]
     sources = there["small-sensitivity-simclr-seed0"]["found"]["sources"]
     assert [source["source"] for source in sources] == ["curve-simclr-24", "methods-simclr"]
     page = (tmp_path / "results.md").read_text()
     assert "not yet run" not in page[page.index("## Scale small") : page.index("## How to run it")]
-    monkeypatch.setattr("qscore.study.reproduce.run._run_unit", None)
-    for name in ("curve.measure_encoder", "repair.compare", "methods.compare", "shapes.explain_scores"):
-        monkeypatch.setattr(f"qscore.study.reproduce.{name}", crash)
-    monkeypatch.undo()
     with monkeypatch.context() as patch:
         for name in ("curve.measure_encoder", "repair.compare", "methods.compare", "shapes.explain_scores"):
             patch.setattr(f"qscore.study.reproduce.{name}", crash)

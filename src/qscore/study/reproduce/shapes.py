@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,27 @@ from qscore.study.reproduce.measuring import EVALUATION, FITTED, measure_encoder
 from qscore.study.reproduce.methods import fine_tuned, trained_out
 from qscore.study.reproduce.results import Unit
 from qscore.study.reproduce.scales import named_methods
-from qscore.study.reproduce.training import kept_checkpoints, train_method
+from qscore.study.reproduce.training import kept_checkpoints, train_method, train_supervised
 
 __all__ = ["CLAIMS", "STAGE", "explained", "run", "settings", "units"]
 
 log = logging.getLogger(__name__)
 
 STAGE = "shapes"
+CONTROL = "supervised"
 CLAIMS = ("C3", "C4", "C9", "C10")
 NUMBERS = ("quantity", "statistic", "value", "low", "high")
 SETTINGS = (
     *("backbone", "image_size", "precision", "resamples", "shapes_train", "shapes_test", "shapes_free"),
     *("shapes_recipe", "shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "methods_rate"),
-    *("tune_optimizer", "paper_rate", "calibrated_share"),
+    *("tune_optimizer", "paper_rate", "calibrated_share", "supervised_epochs"),
 )
 
 
 def units(context: Context) -> Iterator[Unit]:
-    """Yield one unit for each method."""
+    """Yield the supervised control, which needs the shape where the background misleads, and one unit a method."""
     known = ("simclr", "vicreg", "moco", "swav", "byol", "simsiam", "dino", "barlow")
-    for method in named_methods(context.scale.shapes_methods, known, "shapes_methods"):
+    for method in (CONTROL, *named_methods(context.scale.shapes_methods, known, "shapes_methods")):
         yield Unit(context.scale.name, STAGE, method, method, context.seed)
 
 
@@ -50,20 +52,12 @@ def run(context: Context, unit: Unit, save: Save) -> None:
     """Train on drawn shapes, explain the encoder, fine-tune it, and explain what became of it."""
     scale, work = context.scale, context.work(unit)
     train, test, free = (open_images(name) for name in (scale.shapes_train, scale.shapes_test, scale.shapes_free))
-    folder = train_method(
-        *(context, unit.method, train, context.encoder_folder(STAGE, unit.label)),
-        backbone=scale.backbone,
-        recipe=scale.shapes_recipe,
-        epochs=scale.shapes_epochs,
-        keep_every=scale.shapes_keep,
-        warmup=None,
-        image_size=scale.image_size,
-    )
+    control = unit.method == CONTROL
+    folder = _trained(replace(context, train=train), unit)
     log.info("1 of 4: the encoder is measured")
     found = measure_encoder(context, folder, work / "last", train=train, test=test)
-    found["rise"] = trained_out(
-        context, kept_checkpoints(folder, scale.shapes_keep, scale.shapes_epochs), work, train, test
-    )
+    kept = {} if control else kept_checkpoints(folder, scale.shapes_keep, scale.shapes_epochs)
+    found["rise"] = trained_out(context, kept, work, train, test)
     save(found, False)
     log.info("2 of 4: its features are explained")
     start = work / "last"
@@ -72,7 +66,9 @@ def run(context: Context, unit: Unit, save: Save) -> None:
     explanations["free"] = explained(context, free, folder, other, work / "explained" / "free")
     explanations["free"]["points"] = _points(work / "explained" / "free")
     found["explained"] = explanations
-    save(found, False)
+    save(found, control)
+    if control:
+        return
     log.info("3 of 4: it is fine-tuned")
     found["tuned"] = fine_tuned(
         *(context, unit.method, folder, work / "tuned", train, test), epochs=scale.shapes_tune_epochs
@@ -88,6 +84,21 @@ def run(context: Context, unit: Unit, save: Save) -> None:
                 context, test, arms["qscore"], arms["qscore"], place / f"from-{before}", before=place / before
             )
     save(found, True)
+
+
+def _trained(context: Context, unit: Unit) -> Path:
+    scale, folder = context.scale, context.encoder_folder(STAGE, unit.label)
+    if unit.method == CONTROL:
+        return train_supervised(context, scale.backbone, folder)
+    return train_method(
+        *(context, unit.method, context.train, folder),
+        backbone=scale.backbone,
+        recipe=scale.shapes_recipe,
+        epochs=scale.shapes_epochs,
+        keep_every=scale.shapes_keep,
+        warmup=None,
+        image_size=scale.image_size,
+    )
 
 
 def explained(

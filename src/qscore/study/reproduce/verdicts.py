@@ -145,7 +145,8 @@ def cases(claim: str, results: Sequence[Found]) -> list[Case]:
         return [RULES[claim](*fine_tuning) for fine_tuning in _fine_tunings(results)]
     if claim in ("C1", "C2", "C5", "C6"):
         return [RULES[claim](*encoder) for encoder in _encoders(results)]
-    explained = [result for result in results if result["stage"] == "shapes" and "explained" in result["found"]]
+    methods = [result for result in results if result["stage"] == "shapes" and result["method"] not in CONTROLS]
+    explained = [result for result in methods if "explained" in result["found"]]
     found = [_shapes(claim, result) for result in explained]
     return [case for case in found if case is not None]
 
