@@ -188,7 +188,9 @@ def _before_and_after(found: Mapping[str, Any]) -> Table:
 
 
 def _arms(found: Mapping[str, Any]) -> Iterator[Table]:
-    title = f"{found['n_test']:,} test rows, {len(found['seeds'])} seeds (95 % intervals over rows; sd over seeds)"
+    n = len(found["seeds"])
+    seeds = "1 seed" if n == 1 else f"{n} seeds"
+    title = f"{found['n_test']:,} test rows, {seeds} (95 % intervals over rows; sd over seeds)"
     if "accuracy" in found["start"]:
         table = _table(title, ("arm", "accuracy, %", "sd", "points on plain", "relative, %", "on lr 0", "shown from"))
         table.add_row("start", _cell("accuracy", found["start"]["accuracy"], interval=False))
