@@ -1,6 +1,7 @@
 """Training images decoded anew for each view, in worker processes: for sets that no memory holds."""
 
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, final
@@ -73,6 +74,7 @@ class Streamed:
         self._workers = workers
         self._batches: Iterator[Loaded] = iter(())
         self._next: tuple[int, int] | None = None
+        self._handler: Any = None
         if statistics is None:
             some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
             statistics = channel_statistics(load_pixels(subset(source, some), size, workers))
@@ -114,6 +116,9 @@ class Streamed:
     def close(self) -> None:
         """End the worker processes."""
         self._batches, self._next = iter(()), None
+        if self._handler is not None:
+            signal.signal(signal.SIGCHLD, self._handler)
+            self._handler = None
 
     def _start(self, epoch: int, batch: int) -> "Iterator[Loaded]":
         with warnings.catch_warnings():
@@ -127,7 +132,19 @@ class Streamed:
                 worker_init_fn=_ignore_interrupts,
                 generator=torch.Generator(),  # otherwise torch's own is drawn from
             )
-            return iter(loader)
+            batches: Iterator[Loaded] = iter(loader)
+        self._hold_handler()
+        return batches
+
+    def _hold_handler(self) -> None:
+        """Set aside torch's handler, which would raise that a worker has died anywhere in the program.
+
+        Without it `images` learns of the death, within the five seconds after which the loader looks.
+        """
+        handler: Any = signal.getsignal(signal.SIGCHLD)
+        of_torch = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
+        if of_torch and threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Loaded(NamedTuple):
