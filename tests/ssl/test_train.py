@@ -1,8 +1,11 @@
 import csv
 import json
 import logging
-import resource
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,22 +208,48 @@ def test_a_failure_to_save_keeps_the_older_checkpoint(few_digits, tmp_path, monk
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.fixture
-def small_disk():
-    """A function after which no file takes more than a few bytes, as on a full disk."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+# In processes of their own, whose output is a pipe: a limit on files would also hold for what pytest writes.
+FULL_WHILE_SAVING = """
+import resource, sys
+import torch
+from qscore import QScoreError
+from qscore.ssl.watch import AtomicCheckpoints
+
+AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(3)}, sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(100_000)}, sys.argv[1])
+except QScoreError as error:
+    print(error)
+"""
+FULL_WHILE_LOGGING = """
+import resource, sys
+import pytest
+from qscore import QScoreError
+from tiny_training import at_call, train_method
+with pytest.MonkeyPatch.context() as patch:
+    at_call(patch, 5, lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)))
+    try:
+        train_method("simclr", sys.argv[1])
+    except QScoreError as error:
+        print(error)
+"""
 
 
-def test_a_disk_that_is_full_in_fact_keeps_the_older_checkpoint(tmp_path, small_disk):
+def run_apart(code, out):
+    """Return what a script prints on standard output and on standard error."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_a_disk_that_is_full_in_fact_keeps_the_older_checkpoint(tmp_path):
     checkpoint = tmp_path / "last.ckpt"
-    writer = watch.AtomicCheckpoints()
-    writer.save_checkpoint({"weights": torch.zeros(3)}, checkpoint)
-    small_disk(50_000)
-    with pytest.raises(QScoreError) as error:
-        writer.save_checkpoint({"weights": torch.zeros(100_000)}, checkpoint)
-    assert str(error.value) == f"cannot write {checkpoint}: File too large"
+    said, _ = run_apart(FULL_WHILE_SAVING, checkpoint)
+    assert said == f"cannot write {checkpoint}: File too large\n"
     assert torch.equal(torch.load(checkpoint, weights_only=True)["weights"], torch.zeros(3))
     assert list(tmp_path.iterdir()) == [checkpoint]
 
@@ -231,13 +260,11 @@ def test_an_error_of_torch_while_saving_is_not_taken_for_a_full_disk(tmp_path, m
         watch.AtomicCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
 
 
-def test_logs_that_find_no_room_are_named(few_digits, tmp_path, monkeypatch, small_disk, capfd):
-    at_call(monkeypatch, 5, lambda _: small_disk(1))
-    with pytest.raises(QScoreError) as error:
-        train_tiny(few_digits, tmp_path)
-    assert str(error.value) == f"cannot write {tmp_path / 'logs'}: File too large"
+def test_logs_that_find_no_room_are_named(tmp_path):
+    said, complained = run_apart(FULL_WHILE_LOGGING, tmp_path)
+    assert said == f"cannot write {tmp_path / 'logs'}: File too large\n"
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert "Traceback" not in capfd.readouterr().err
+    assert "Traceback" not in complained
 
 
 def test_a_loss_that_is_not_finite_in_a_part_of_a_batch_is_that_batchs(few_digits, tmp_path, monkeypatch):
