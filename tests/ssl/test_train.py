@@ -120,6 +120,15 @@ def test_sigterm_saves_at_the_end_of_the_step(few_digits, trained, tmp_path, mon
     assert_same(train_tiny(few_digits, tmp_path), trained)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, even where a shell has started pytest in the background and told it to ignore that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_stops_at_once(few_digits, tmp_path, monkeypatch):
     def press_twice(method):
         press_ctrl_c(method)
