@@ -90,7 +90,7 @@ def write_shapes_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     base = alt.Chart(
         alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
     )
-    x = alt.X("carries:Q", title="carries: information on the shape minus that on the background")
+    x = alt.X("carries:Q", title="carries: information on shape minus background", axis=alt.Axis(tickCount=5))
     y = alt.Y("looks:Q", title="looks: core IoU minus spurious IoU")
     dots = base.mark_point(filled=True, size=25, opacity=0.6, color="#4477aa").encode(x=x, y=y)
     none = base.mark_rule(color="#999999", strokeDash=[4, 4]).encode(x=alt.datum(0))
