@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--features", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     a = parser.parse_args()
     torch.manual_seed(0)
     name = f"torchvision:{a.model}"

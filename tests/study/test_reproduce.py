@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -203,10 +204,16 @@ def test_of_several_units_those_that_can_be_made_are_made(out, monkeypatch):
     assert shown == pytest.approx(result(out)["found"]["checkpoints"][-1]["scores"]["q_score"]["auroc"]["value"])
 
 
-def test_time_that_is_up_ends_a_block_as_ctrl_c_does():
-    with pytest.raises(OutOfTime), time_budget(1e-9):
-        while True:
-            pass
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])  # the latter in the background
+def test_time_that_is_up_ends_a_block_as_ctrl_c_does(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(OutOfTime), time_budget(1e-9):
+            while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                pass
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt), time_budget(60):
         raise KeyboardInterrupt
     with time_budget(None):

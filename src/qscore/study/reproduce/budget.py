@@ -31,6 +31,9 @@ def time_budget(minutes: float | None) -> Iterator[None]:
         yield
         return
     over = threading.Event()
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as shells have it for what runs in the background
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         over.set()
@@ -47,3 +50,5 @@ def time_budget(minutes: float | None) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
