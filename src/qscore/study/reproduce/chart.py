@@ -52,9 +52,7 @@ def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         The file.
     """
     titles, colours = zip(*SHOWN.values(), strict=True)
-    base = alt.Chart(
-        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
-    )
+    base = _in_panels(rows)
     x = alt.X("accuracy:Q", title="probe accuracy, %", scale=alt.Scale(zero=False))
     y = alt.Y("value:Q", title="AUROC", scale=alt.Scale(zero=False))
     colour = alt.Color(
@@ -87,14 +85,18 @@ def write_shapes_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     out : Path
         The file.
     """
-    base = alt.Chart(
-        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
-    )
+    base = _in_panels(rows)
     x = alt.X("carries:Q", title="carries: information on shape minus background", axis=alt.Axis(tickCount=5))
     y = alt.Y("looks:Q", title="looks: core IoU minus spurious IoU")
     dots = base.mark_point(filled=True, size=25, opacity=0.6, color="#4477aa").encode(x=x, y=y)
     none = base.mark_rule(color="#999999", strokeDash=[4, 4]).encode(x=alt.datum(0))
     _write((none + dots).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2), out)
+
+
+def _in_panels(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    return alt.Chart(
+        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
+    )
 
 
 def _write(panels: alt.FacetChart, out: Path) -> None:
