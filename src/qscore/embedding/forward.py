@@ -1,9 +1,8 @@
 """From images to representations: decoded and prepared in worker processes, then through the encoder."""
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,15 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from qscore._stores import StoreError
-from qscore._validate import QScoreError, one_line
+from qscore._validate import QScoreError
+from qscore._workers import fetched
 from qscore.embedding.network import Network
 from qscore.encoders import Encoder, Preprocessing
 from qscore.images import ImageSource
 
-__all__ = ["Plain", "Prepare", "Views", "deaths_told", "forward"]
+__all__ = ["Plain", "Prepare", "Views", "forward"]
 
 Prepare = Callable[[Image.Image, str], Tensor]  # an image and its id to (k, 3, h, w), the encoder's input
 
@@ -141,53 +141,26 @@ def forward(
     StoreError
         If the disk or the store fails, so that no image can be read.
     QScoreError
-        If a single image does not fit into the device's memory.
+        If a single image does not fit into the device's memory, or a process that decodes has died.
     """
     if not batches:  # nothing to start processes for, or to move the encoder
         return
-    loader: Any = DataLoader(
+    loaded = fetched(
         _Prepared(source, prepare),
-        batch_sampler=batches,  # type: ignore[arg-type]  # a range is as good as a list
+        batch_sampler=batches,
         collate_fn=_collate,
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
     # Of several GPUs torch would pin memory for the first.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with current, Network(encoder, device, precision, max(map(len, batches))) as network:
-        for x, reasons, failure in _fetched(loader):
+    with (
+        current,
+        Network(encoder, device, precision, max(map(len, batches))) as network,
+        closing(loaded),
+    ):
+        for x, reasons, failure in loaded:
             if failure:
                 raise StoreError(failure)
             read = [not reason for reason in reasons]
             yield network(x, read) if any(read) else np.empty((0, encoder.dim), np.float32), reasons
-
-
-def _fetched(loader: Any) -> Iterator[_Loaded]:
-    try:
-        yield from loader
-    except (OSError, EOFError) as error:
-        if loader.num_workers == 0 or str(error).startswith("Caught"):  # by a worker, whose own error it is
-            raise
-        time.sleep(1)  # a worker that hangs up is dying: torch finds that out now
-        raise QScoreError(_death(error)) from error
-
-
-@contextmanager
-def deaths_told() -> Iterator[None]:
-    """Refuse in one clear line to go on where a process that decodes images has died.
-
-    Torch tells of it by an error that comes up wherever this process happens to be.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise QScoreError(_death(error)) from error
-
-
-def _death(error: Exception) -> str:
-    return (
-        f"a process that decodes images has died, as when memory is short ({one_line(error).rstrip('. ')}); "
-        "the same command goes on where it stopped, with fewer workers if need be"
-    )

@@ -21,7 +21,6 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from qscore._validate import QScoreError
-from qscore.embedding.forward import deaths_told
 from qscore.embedding.network import pick_device
 from qscore.embedding.parts import Job, Part, PartFolder, compute
 
@@ -109,10 +108,9 @@ def run_errands(errands: Sequence[Errand], rank: Rank, device: torch.device, aft
     """Compute this process's share of every table; ``after`` is called whenever a part is there."""
     for errand in errands:
         shards = errand.share(rank)
-        with deaths_told():
-            for part in compute(errand.job, shards, device, lambda _images, _rows: None):
-                errand.folder.write(part)
-                after()
+        for part in compute(errand.job, shards, device, lambda _images, _rows: None):
+            errand.folder.write(part)
+            after()
 
 
 def take_parts(errand: Errand) -> Iterator[Part | None]:

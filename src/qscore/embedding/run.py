@@ -20,7 +20,7 @@ import torch
 import qscore
 from qscore._progress import progress
 from qscore._validate import QScoreError, nearest
-from qscore.embedding.forward import Plain, Prepare, Views, deaths_told
+from qscore.embedding.forward import Plain, Prepare, Views
 from qscore.embedding.network import PRECISIONS
 from qscore.embedding.parts import Job, Part, PartFolder, compute
 from qscore.embedding.processes import (
@@ -241,7 +241,7 @@ def _write_alone(work: Work, device: torch.device) -> None:
     """Compute and write the shards that are missing."""
     work.check()
     table, label_type = work.table, _label_type(work.what.source)
-    with deaths_told(), progress(work.name, table.n_images, "images", start=table.start) as advance:
+    with progress(work.name, table.n_images, "images", start=table.start) as advance:
 
         def before(images: int, rows: int) -> None:
             if rows:

@@ -1,19 +1,18 @@
 """Training images decoded anew for each view, in worker processes: for sets that no memory holds."""
 
 import signal
-import threading
-import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from qscore._validate import QScoreError, one_line
+from qscore._validate import QScoreError
+from qscore._workers import fetched
 from qscore.images import ImageSource, subset
 from qscore.images.augment import Augmentation, Augmenter
 from qscore.ssl.pixels import Share, Triple, channel_statistics, load_pixels, mixed_seed
@@ -74,7 +73,6 @@ class Streamed:
         self._workers = workers
         self._batches: Iterator[Loaded] = iter(())
         self._next: tuple[int, int] | None = None
-        self._handler: Any = None
         if statistics is None:
             some = np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(int))
             statistics = channel_statistics(load_pixels(subset(source, some), size, workers))
@@ -104,10 +102,7 @@ class Streamed:
         """
         if self._next != (epoch, batch):
             self._batches = self._start(epoch, batch)
-        try:
-            crops, failure = next(self._batches)
-        except RuntimeError as error:
-            raise QScoreError(f"a process that reads images has died: {one_line(error)}; try fewer workers") from error
+        crops, failure = next(self._batches)
         if failure:
             raise QScoreError(failure)
         self._next = divmod(epoch * self._share.batches + batch + 1, self._share.batches)
@@ -116,35 +111,17 @@ class Streamed:
     def close(self) -> None:
         """End the worker processes."""
         self._batches, self._next = iter(()), None
-        if self._handler is not None:
-            signal.signal(signal.SIGCHLD, self._handler)
-            self._handler = None
 
     def _start(self, epoch: int, batch: int) -> "Iterator[Loaded]":
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # as many processes as were asked for
-            loader: Any = DataLoader(
-                self._crops,
-                batch_sampler=Places(self._share, epoch, batch),
-                collate_fn=_collate,
-                num_workers=self._workers,
-                pin_memory=self._device.type == "cuda",
-                worker_init_fn=_ignore_interrupts,
-                generator=torch.Generator(),  # otherwise torch's own is drawn from
-            )
-            batches: Iterator[Loaded] = iter(loader)
-        self._hold_handler()
-        return batches
-
-    def _hold_handler(self) -> None:
-        """Set aside torch's handler, which would raise that a worker has died anywhere in the program.
-
-        Without it `images` learns of the death, within the five seconds after which the loader looks.
-        """
-        handler: Any = signal.getsignal(signal.SIGCHLD)
-        of_torch = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
-        if of_torch and threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return fetched(
+            self._crops,
+            batch_sampler=Places(self._share, epoch, batch),
+            collate_fn=_collate,
+            num_workers=self._workers,
+            pin_memory=self._device.type == "cuda",
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # otherwise torch's own is drawn from
+        )
 
 
 class Loaded(NamedTuple):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from qscore.study.reproduce.results import Unit
 
@@ -12,7 +14,6 @@ __all__ = ["run_processes"]
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.2  # seconds between looks at what has ended
 LEAST = 0.05  # minutes that are worth starting a process for
 
 
@@ -38,33 +39,24 @@ def run_processes(
         ``STAGE METHOD`` -> why its command failed.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def run(stage: str, method: str) -> int:
+        left = None if end is None else (end - time.monotonic()) / 60
+        if left is not None and left < LEAST:
+            return 0
+        log.info("stage %s, %s: a process of its own", stage, method)
+        command = [sys.executable, "-m", "qscore", "reproduce", "--stage", stage, "--methods", method, *options]
+        command += [] if left is None else ["--minutes", f"{left:.3f}"]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+
     failed: dict[str, str] = {}
     for stage in dict.fromkeys(unit.stage for unit in asked):
-        waiting = list(dict.fromkeys(unit.method for unit in asked if unit.stage == stage))
-        running: dict[str, subprocess.Popen[bytes]] = {}
+        methods = list(dict.fromkeys(unit.method for unit in asked if unit.stage == stage))
+        pool = ThreadPoolExecutor(processes)
         try:
-            while waiting or running:
-                left = None if end is None else (end - time.monotonic()) / 60
-                if left is not None and left < LEAST:
-                    waiting = []
-                while waiting and len(running) < processes:
-                    method = waiting.pop(0)
-                    log.info("stage %s, %s: a process of its own", stage, method)
-                    running[method] = _start(stage, method, options, left)
-                for method in [name for name, process in running.items() if process.poll() is not None]:
-                    code = running.pop(method).returncode
-                    if code:
-                        failed[f"{stage} {method}"] = f"its command ended with code {code}; run it alone to see why"
-                time.sleep(PAUSE)
-        except KeyboardInterrupt:
-            for process in running.values():  # Ctrl-C has reached them too, and they are saving
-                process.wait()
-            raise
+            for method, code in zip(methods, pool.map(partial(run, stage), methods), strict=True):
+                if code:
+                    failed[f"{stage} {method}"] = f"its command ended with code {code}; run it alone to see why"
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C has reached the commands too, and they are saving
     return failed
-
-
-def _start(stage: str, method: str, options: Sequence[str], minutes: float | None) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "qscore", "reproduce", "--stage", stage, "--methods", method, *options]
-    if minutes is not None:
-        command += ["--minutes", f"{minutes:.3f}"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)

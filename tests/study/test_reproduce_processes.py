@@ -1,0 +1,72 @@
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from qscore.study.reproduce import processes
+from qscore.study.reproduce.results import Unit
+
+UNITS = [
+    Unit("small", "curve", "simclr", "simclr-512", 0),
+    Unit("small", "curve", "simclr", "simclr-2048", 0),
+    Unit("small", "curve", "vicreg", "vicreg-512", 0),
+    Unit("small", "methods", "simclr", "simclr", 0),
+]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    seen = []
+
+    def run(command, **_):
+        seen.append(command)
+        return SimpleNamespace(returncode=3 if "vicreg" in command else 0)
+
+    monkeypatch.setattr(processes.subprocess, "run", run)
+    return seen
+
+
+def test_one_command_for_each_stage_and_method(commands):
+    failed = processes.run_processes(UNITS, ["--seed", "1"], 1, None)
+    begin = [sys.executable, "-m", "qscore", "reproduce", "--stage"]
+    assert commands == [
+        [*begin, "curve", "--methods", "simclr", "--seed", "1"],
+        [*begin, "curve", "--methods", "vicreg", "--seed", "1"],
+        [*begin, "methods", "--methods", "simclr", "--seed", "1"],
+    ]
+    assert failed == {"curve vicreg": "its command ended with code 3; run it alone to see why"}
+
+
+def test_each_command_is_given_the_time_that_is_left(commands, monkeypatch):
+    clock = iter([0.0, 60.0, 150.0, 178.0])
+    monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    processes.run_processes(UNITS, [], 1, 3.0)
+    assert [command[-2:] for command in commands] == [["--minutes", "2.000"], ["--minutes", "0.500"]]
+
+
+def test_as_many_at_a_time_as_asked_and_a_stage_after_the_other(monkeypatch):
+    both, running = threading.Barrier(2, timeout=60), []
+
+    def run(command, **_):
+        running.append(command[5])
+        if command[5] == "curve":
+            both.wait()  # each waits for the other
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(processes.subprocess, "run", run)
+    assert processes.run_processes(UNITS, [], 2, None) == {}
+    assert running == ["curve", "curve", "methods"]
+
+
+def test_ctrl_c_starts_nothing_more(monkeypatch):
+    seen = []
+
+    def run(command, **_):
+        seen.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        processes.run_processes(UNITS[3:] + UNITS[:3], [], 1, None)
+    assert len(seen) == 1
