@@ -8,9 +8,9 @@ from qscore.study.reproduce import processes
 from qscore.study.reproduce.results import Unit
 
 UNITS = [
-    Unit("small", "curve", "simclr", "simclr-512", 0),
-    Unit("small", "curve", "simclr", "simclr-2048", 0),
-    Unit("small", "curve", "vicreg", "vicreg-512", 0),
+    Unit("small", "curve", "simclr-512", "simclr", 0),
+    Unit("small", "curve", "simclr-2048", "simclr", 0),
+    Unit("small", "curve", "vicreg-512", "vicreg", 0),
     Unit("small", "methods", "simclr", "simclr", 0),
 ]
 
