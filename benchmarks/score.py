@@ -55,8 +55,8 @@ def main():
             "pyarrow alone, in batches": [sys.executable, "-c", READ, folder / "e.parquet"],
             "pyarrow alone, at once": [sys.executable, "-c", READ_WHOLE, folder / "e.parquet"],
             "**qscore score**": [*score, folder / "e.parquet", "--out", folder / "s.parquet", "--overwrite"],
-            "qscore score --epsilon auto": [
-                *(*score, folder / "e.parquet", "--out", folder / "s.parquet", "--overwrite", "--epsilon", "auto")
+            "qscore score --epsilon paper": [
+                *(*score, folder / "e.parquet", "--out", folder / "s.parquet", "--overwrite", "--epsilon", "paper")
             ],
         }
         tenth = [*score, folder / "tenth.parquet", "--out", folder / "t.parquet", "--overwrite"]

@@ -6,9 +6,10 @@ import math
 import numbers
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
+    "Epsilon",
     "QScoreError",
     "check_band",
     "check_epsilon",
@@ -18,7 +19,11 @@ __all__ = [
     "nearest",
     "one_line",
     "require",
+    "settle_epsilon",
 ]
+
+Epsilon = float | Literal["auto", "paper"]
+EPSILON_PRESETS = {"paper": 4.0}
 
 
 class QScoreError(ValueError):
@@ -106,6 +111,29 @@ def check_features(features: Any, n_features: int) -> Any:
         low, high = int(features.min()), int(features.max())
         raise QScoreError(f"features: expected indices from 0 to {n_features - 1}, got {low} to {high}")
     return features
+
+
+def settle_epsilon(epsilon: Any) -> float | Literal["auto"]:
+    """Return an epsilon as a number, or ``auto``; ``paper`` is 4.0, that of Kalibhat et al. (AAAI 2024).
+
+    Raises
+    ------
+    QScoreError
+        If it is another word, or not a positive number.
+
+    Examples
+    --------
+    >>> settle_epsilon("paper"), settle_epsilon("auto"), settle_epsilon(3)
+    (4.0, 'auto', 3.0)
+    """
+    if epsilon == "auto":
+        return "auto"
+    if isinstance(epsilon, str):
+        if epsilon not in EPSILON_PRESETS:
+            raise QScoreError(f"epsilon: expected a positive number, 'auto' or 'paper', got {epsilon!r}")
+        return EPSILON_PRESETS[epsilon]
+    check_epsilon(epsilon)
+    return float(epsilon)
 
 
 def check_epsilon(epsilon: Any, *, n_features: int | None = None) -> None:

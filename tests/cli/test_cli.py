@@ -84,7 +84,7 @@ def test_compress_and_merge_print_what_they_wrote(tmp_path, matrix):
         (["score", "nowhere.npy", "--out", "s.parquet"], "error: nowhere.npy: no such file or folder"),
         (
             ["score", "e.npy", "--out", "s.parquet", "--epsilon", "much"],
-            "expected a positive number or 'auto', got 'much'",
+            "expected a positive number, 'auto' or 'paper', got 'much'",
         ),
         (["score", "e.npy", "--out", "s.parquet", "--epsilon", "9"], "with 64 features no value lies more than"),
         (["compress", "nowhere.npy", "--out", "s.parquet"], "error: nowhere.npy: no such file or folder"),

@@ -90,7 +90,7 @@ def test_arms_that_diverge_are_in_the_table(files, tmp_path):
         (["--seeds", "2"], "--seeds and --arms belong to --compare, which was not given"),
         (["--compare", "--regularizer", "lasso"], "--regularizer: with --compare the arms settle it"),
         (["--compare", "--arms", "plane"], "arm 'plane': expected some of lr0, plain"),
-        (["--epsilon", "much"], "epsilon: expected a positive number or 'auto', got 'much'"),
+        (["--epsilon", "much"], "epsilon: expected a positive number, 'auto' or 'paper', got 'much'"),
         (["--lambda1", "-1"], "lambda1: expected a number of at least 0, got -1.0"),
         (["--set", "lr=1"], "lr: fine-tuning has settings of its own"),
         (["--features", "nowhere.parquet"], "nowhere.parquet: no such file"),

@@ -50,7 +50,7 @@ def test_it_prints_order_and_correlations(files, tmp_path):
         (["nowhere"], "none of 1 checkpoints can be used; the first: encoder 'nowhere': expected"),
         (["no-*"], "no-*: no checkpoint matches this pattern"),
         (["nowhere", "--by", "rank"], "by 'rank': expected one of rankme"),
-        (["nowhere", "--epsilon", "x"], "epsilon: expected a positive number or 'auto', got 'x'"),
+        (["nowhere", "--epsilon", "x"], "epsilon: expected a positive number, 'auto' or 'paper', got 'x'"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, files):

@@ -84,16 +84,24 @@ def test_clone_pickle_and_torch(relu_table):
 def test_out_of_reach_epsilon_warns_and_scores_zero(rng):
     H = rng.random((50, 10))
     with pytest.warns(UserWarning, match=r"10 features .* 3\.00 .* all scores are 0"):
-        scorer = QScorer().fit(H)
+        scorer = QScorer(epsilon="paper").fit(H)
     assert not scorer.score_samples(H).any()
 
 
 def test_mostly_empty_rows_are_warned_of_with_the_cure(rng):
     H = rng.random((50, 40))
     with pytest.warns(UserWarning, match=r"100% of the rows .* epsilon='auto'"):
-        QScorer().fit(H)
+        QScorer(epsilon="paper").fit(H)
     with pytest.warns(UserWarning, match="no epsilon from 4.0 to 1.5"):
-        QScorer(epsilon="auto").fit(H)
+        QScorer().fit(H)
+
+
+def test_the_paper_s_epsilon_is_a_preset_and_the_default_is_automatic(relu_table):
+    paper = QScorer(epsilon="paper").fit(relu_table)
+    assert paper.epsilon == "paper" and paper.epsilon_ == 4.0
+    np.testing.assert_array_equal(paper.counts_, QScorer(epsilon=4.0).fit(relu_table).counts_)
+    np.testing.assert_array_equal(paper.counts_, QScorer(epsilon="paper").partial_fit(relu_table).counts_)
+    assert QScorer().fit(relu_table).epsilon_ == QScorer(epsilon="auto").fit(relu_table).epsilon_ < 4.0
 
 
 def test_no_warning_where_rows_are_covered(relu_table):
@@ -115,10 +123,15 @@ def test_bad_parameters_are_refused(relu_table, scorer, message):
         scorer.fit(relu_table)
 
 
-@pytest.mark.parametrize("scorer", [QScorer(epsilon="auto"), QScorer(signed=True)])
-def test_partial_fit_refuses_what_needs_all_rows(relu_table, scorer):
-    with pytest.raises(QScoreError, match="needs all rows at once; use fit"):
-        scorer.partial_fit(relu_table)
+def test_partial_fit_refuses_what_needs_all_rows(relu_table):
+    with pytest.raises(QScoreError, match="signed=True needs all rows at once; use fit"):
+        QScorer(epsilon=3.0, signed=True).partial_fit(relu_table)
+    assert hasattr(QScorer(epsilon=3.0), "partial_fit") and not hasattr(QScorer(), "partial_fit")
+    with pytest.raises(AttributeError, match="has no attribute 'partial_fit'") as error:
+        _ = QScorer().partial_fit
+    assert str(error.value.__cause__) == (
+        "partial_fit: epsilon='auto' needs all rows at once; use fit, or epsilon='paper'"
+    )
 
 
 def test_bad_tables_are_refused(relu_table):

@@ -397,7 +397,7 @@ def test_settings_out_of_range(module, images):
     assert refusal(max_images=1) == ranges + "1, 256 and 0"
     assert refusal(batch_size=0) == ranges + "4096, 0 and 0"
     assert refusal(workers=-1) == ranges + "4096, 256 and -1"
-    assert refusal(epsilon="Auto") == "epsilon: expected a positive number or 'auto', got 'Auto'"
+    assert refusal(epsilon="Auto") == "epsilon: expected a positive number, 'auto' or 'paper', got 'Auto'"
     assert refusal(epsilon=-1) == "epsilon: expected a positive number, got -1"
     assert refusal(features=QScorer()) == "features: the scorer is not fitted; call its fit(H) first"
     assert refusal(features=[1, 2]) == ("epsilon: expected the number that these features were found at, got 'auto'")

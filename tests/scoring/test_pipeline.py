@@ -86,9 +86,9 @@ def test_a_stored_feature_table_scores_new_rows(tmp_path, table, H):
 
 def test_mostly_empty_rows_are_noted_with_the_cure(tmp_path, rng):
     np.save(tmp_path / "e.npy", rng.random((50, 40)))
-    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet")
-    assert summary.n_empty == 50 and "--epsilon auto" in summary.notes[0]
-    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon="auto", overwrite=True)
+    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", epsilon="paper")
+    assert summary.epsilon == 4.0 and summary.n_empty == 50 and "--epsilon auto" in summary.notes[0]
+    summary = score(tmp_path / "e.npy", tmp_path / "s.parquet", overwrite=True)
     assert "no epsilon from 4.0 to 1.5" in summary.notes[0]
 
 

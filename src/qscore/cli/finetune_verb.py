@@ -86,7 +86,7 @@ def finetune(
         int | None, typer.Option(min=1, metavar="K", help="Find D anew every K epochs.", show_default="never")
     ] = None,
     epsilon: Annotated[
-        str, typer.Option(help="Standard deviations at which a feature is highly active; the paper's is 4.")
+        str, typer.Option(help="Standard deviations at which a feature is highly active, auto, or paper, which is 4.")
     ] = "auto",
     features: Annotated[
         Path | None, typer.Option(help="A feature table with D.", show_default="found with the checkpoint")

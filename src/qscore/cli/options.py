@@ -1,10 +1,10 @@
 """Options that several verbs have."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from qscore._validate import QScoreError
+from qscore._validate import settle_epsilon
 
 __all__ = ["IMAGES", "BatchSize", "Device", "Images", "Overwrite", "Precision", "Seed", "Workers", "read_epsilon"]
 
@@ -24,16 +24,15 @@ Images = Annotated[str, typer.Argument(help=IMAGES)]
 
 
 def read_epsilon(text: str) -> float | Literal["auto"]:
-    """Read an epsilon as typed.
+    """Read an epsilon as typed: a number, ``auto``, or ``paper``, which is 4.
 
     Raises
     ------
     QScoreError
-        If it is neither a number nor ``auto``.
+        If it is neither a positive number nor one of these words.
     """
-    if text == "auto":
-        return "auto"
     try:
-        return float(text)
+        epsilon: Any = float(text)
     except ValueError:
-        raise QScoreError(f"epsilon: expected a positive number or 'auto', got {text!r}") from None
+        epsilon = text
+    return settle_epsilon(epsilon)

@@ -54,7 +54,10 @@ def rank(
         int, typer.Option(min=0, max=127, help="Augmented views of each image, for alignment: none, or at least 2.")
     ] = 0,
     epsilon: Annotated[
-        str, typer.Option(help="Of Q and coverage, the same for all; auto takes the largest that suits one of them.")
+        str,
+        typer.Option(
+            help="Of Q and coverage, the same for all; auto takes the largest that suits one of them, and paper is 4."
+        ),
     ] = "auto",
     batch_size: BatchSize = 256,
     device: Device = "auto",

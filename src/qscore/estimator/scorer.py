@@ -7,16 +7,24 @@ from typing import Any, Literal, Self
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from qscore import core
-from qscore._validate import QScoreError, check_band, check_epsilon
+from qscore._validate import Epsilon, QScoreError, check_band, check_epsilon, settle_epsilon
 from qscore.estimator.drift import Drift, measure_drift
 from qscore.kernels import Scan, automatic_epsilon, row_scorer, scan
 
-__all__ = ["QScorer"]
+__all__ = ["QScorer", "has_fixed_epsilon"]
 
 FLOATS = [np.float64, np.float32, np.float16]
+
+
+def has_fixed_epsilon(estimator: Any) -> bool:
+    """Tell whether an estimator can be fitted in parts; if not, the error says why."""
+    if estimator.epsilon == "auto":
+        raise AttributeError("partial_fit: epsilon='auto' needs all rows at once; use fit, or epsilon='paper'")
+    return True
 
 
 class QScorer(BaseEstimator):  # type: ignore[misc]
@@ -27,9 +35,10 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    epsilon : float or "auto", default=4.0
+    epsilon : float, "auto" or "paper", default="auto"
         Standard deviations above the row's mean at which a feature counts as highly activating. ``"auto"`` takes
-        the largest of 4.0, 3.9, ..., 1.5 at which at least 95 % of the rows keep a discriminative feature.
+        the largest of 4.0, 3.9, ..., 1.5 at which at least 95 % of the rows keep a discriminative feature;
+        ``"paper"`` is 4.0, at which narrow or dense representations leave most rows without any.
     lower, upper : float, default=0.50, 0.95
         D's band, in quantiles of the activation rate's rank.
     signed : bool or "auto", default="auto"
@@ -77,7 +86,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        epsilon: float | Literal["auto"] = 4.0,
+        epsilon: Epsilon = "auto",
         lower: float = 0.50,
         upper: float = 0.95,
         signed: bool | Literal["auto"] = "auto",
@@ -165,32 +174,33 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         """Fit X and return its own scores, reading it once (transductive)."""
         return self._fit(X).q_score(self.discriminative_features_)
 
+    @available_if(has_fixed_epsilon)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Float[Any, "n r"], y: object = None) -> Self:
         """Add rows to the fit; any split of a table into parts gives exactly the fit of the whole.
 
-        Signed scaling needs all rows at once: here negative values are warned of, and rows are scored one-sided
-        as with ``signed=False``.
+        There with a fixed epsilon alone, such as ``"paper"``: an automatic one needs all rows at once. So does signed
+        scaling: here negative values are warned of, and rows are scored one-sided as with ``signed=False``.
 
         Raises
         ------
+        AttributeError
+            If epsilon is ``"auto"``.
         ValueError
-            As :meth:`fit`; also if epsilon is ``"auto"`` or ``signed`` is True.
+            As :meth:`fit`; also if ``signed`` is True.
         """
-        self._check_parameters()
-        automatic = isinstance(self.epsilon, str)
-        if automatic or (not isinstance(self.signed, str) and self.signed):
-            name = "epsilon='auto'" if automatic else "signed=True"
-            raise QScoreError(f"partial_fit: {name} needs all rows at once; use fit")
+        epsilon = float(self._check_parameters())
+        if not isinstance(self.signed, str) and self.signed:
+            raise QScoreError("partial_fit: signed=True needs all rows at once; use fit")
         first = not hasattr(self, "counts_")
         X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2 if first else 1, reset=first)
         if isinstance(self.signed, str) and X.min() < 0:
             warnings.warn("partial_fit: negative values are scored one-sided; use fit for signed tables", stacklevel=2)
-        if not first and (self.center_ is not None or self.epsilon_ != self.epsilon):
+        if not first and (self.center_ is not None or self.epsilon_ != epsilon):
             raise QScoreError(
                 "partial_fit: cannot continue a fit with another epsilon, or with signed scaling; use fit"
             )
         if first:
-            self.epsilon_, self.signed_, self.center_, self.scale_ = float(self.epsilon), False, None, None
+            self.epsilon_, self.signed_, self.center_, self.scale_ = epsilon, False, None, None
             self.counts_, self.n_samples_seen_ = np.zeros(X.shape[1], dtype=np.int64), 0
             self._warn_if_out_of_reach()
         self._finish(self.counts_ + scan(X, self.epsilon_).counts, self.n_samples_seen_ + len(X))
@@ -329,17 +339,16 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         return scan(X, self.epsilon_, two_sided=self.signed_)
 
     def _fit(self, X: Any) -> Scan:
-        self._check_parameters()
+        epsilon = self._check_parameters()
         X = validate_data(self, X, dtype=FLOATS, ensure_min_features=2)
         self.signed_ = bool(X.min() < 0) if isinstance(self.signed, str) else bool(self.signed)
         self.center_, self.scale_ = core.robust_scaling(X) if self.signed_ else (None, None)
         if self.signed_:
             X = core.apply_scaling(X, self.center_, self.scale_)
-        automatic = isinstance(self.epsilon, str)
-        found = scan(X, core.EPSILON_GRID[-1] if automatic else float(self.epsilon), two_sided=self.signed_)
+        found = scan(X, core.EPSILON_GRID[-1] if epsilon == "auto" else epsilon, two_sided=self.signed_)
         covered = True
         self.epsilon_ = found.epsilon
-        if automatic:
+        if epsilon == "auto":
             self.epsilon_, covered = automatic_epsilon(lambda: [found], X.shape[1], self.lower, self.upper)
             found = found.at(self.epsilon_)
         self._finish(found.counts, len(X))
@@ -352,14 +361,12 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
         self.activation_rates_ = counts / max(n, 1)
         self.discriminative_features_ = core.discriminative_features(counts, self.lower, self.upper)
 
-    def _check_parameters(self) -> None:
+    def _check_parameters(self) -> float | Literal["auto"]:
+        """Return epsilon as a number or ``auto``."""
         check_band(self.lower, self.upper)
-        if not isinstance(self.epsilon, str):
-            check_epsilon(self.epsilon)
-        elif self.epsilon != "auto":
-            raise QScoreError(f"epsilon: expected a positive number or 'auto', got {self.epsilon!r}")
         if self.signed not in (True, False, "auto"):
             raise QScoreError(f"signed: expected True, False or 'auto', got {self.signed!r}")
+        return settle_epsilon(self.epsilon)
 
     def _warn_if_out_of_reach(self) -> bool:
         try:
@@ -374,7 +381,7 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
             return
         sizes, _ = found.select(self.discriminative_features_)
         empty = float((sizes == 0).mean())
-        if not isinstance(self.epsilon, str) and empty > 0.5:
+        if self.epsilon != "auto" and empty > 0.5:
             warnings.warn(
                 f"{empty:.0%} of the rows have no highly active discriminative feature at epsilon "
                 f"{self.epsilon_:g}, and score 0; epsilon='auto' chooses a smaller one",

@@ -6,11 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from sklearn.base import BaseEstimator
 from sklearn.feature_selection import SelectorMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from qscore import core
-from qscore._validate import check_keep
-from qscore.estimator.scorer import QScorer
+from qscore._validate import Epsilon, check_keep
+from qscore.estimator.scorer import QScorer, has_fixed_epsilon
 
 __all__ = ["DiscriminativeFeatureSelector"]
 
@@ -26,7 +27,7 @@ class DiscriminativeFeatureSelector(SelectorMixin, BaseEstimator):  # type: igno
     ----------
     keep : float, default=0.6
         Share of the features to keep, in (0, 1].
-    epsilon : float or "auto", default=4.0
+    epsilon : float, "auto" or "paper", default="auto"
         Standard deviations above the row's mean at which a feature counts as highly activating, as in
         :class:`qscore.QScorer`.
     signed : bool or "auto", default="auto"
@@ -62,7 +63,7 @@ class DiscriminativeFeatureSelector(SelectorMixin, BaseEstimator):  # type: igno
     def __init__(
         self,
         keep: float = 0.6,
-        epsilon: float | Literal["auto"] = 4.0,
+        epsilon: Epsilon = "auto",
         signed: bool | Literal["auto"] = "auto",
     ) -> None:
         self.keep = keep
@@ -103,6 +104,7 @@ class DiscriminativeFeatureSelector(SelectorMixin, BaseEstimator):  # type: igno
         check_keep(self.keep)
         return self._finish(QScorer(epsilon=self.epsilon, signed=self.signed).fit(X))
 
+    @available_if(has_fixed_epsilon)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Float[Any, "n r"], y: object = None) -> Self:
         """Add rows to the fit; any split of a table into parts gives exactly the fit of the whole.
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qscore._validate import QScoreError, check_epsilon
+from qscore._validate import Epsilon, QScoreError, settle_epsilon
 from qscore.monitor.collapse import Watch
 from qscore.monitor.held_out import HeldOut
 from qscore.monitor.measurement import Measurement, append_csv, measure
@@ -46,7 +46,7 @@ class QScoreMonitor:
     features : array, QScorer, str or Path, optional
         D: indices or a mask, a fitted scorer, or a feature table. By default D is found anew on the images each time
         (transductive).
-    epsilon : float or "auto", default="auto"
+    epsilon : float, "auto" or "paper" (4.0), default="auto"
         Of L_i. ``"auto"`` is found anew each time; a scorer and a table bring their own; indices need a number.
     max_images : int, default=4096
         At most so many, at least 2.
@@ -92,7 +92,7 @@ class QScoreMonitor:
         transform: Callable[[Any], Tensor] | None = None,
         encoder: str | nn.Module | Callable[[Any, Tensor], Any] | None = "backbone",
         features: Any = None,
-        epsilon: float | Literal["auto"] = "auto",
+        epsilon: Epsilon = "auto",
         max_images: int = 4096,
         batch_size: int = 256,
         workers: int = 0,
@@ -103,12 +103,8 @@ class QScoreMonitor:
                 "expected max_images of at least 2, batch_size of at least 1 and workers of at least 0, got "
                 f"{max_images}, {batch_size} and {workers}"
             )
-        if not isinstance(epsilon, str):
-            check_epsilon(epsilon)
-        elif epsilon != "auto":
-            raise QScoreError(f"epsilon: expected a positive number or 'auto', got {epsilon!r}")
-        self._features = _find_features(features, epsilon)
-        self._epsilon = epsilon
+        self._epsilon = settle_epsilon(epsilon)
+        self._features = _find_features(features, self._epsilon)
         self._encoder = encoder
         self._images = HeldOut(images, transform, max_images, batch_size, workers)
         self._csv = csv

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from qscore._files import atomic_path, check_new_table
 from qscore._progress import progress
-from qscore._validate import QScoreError, check_keep
+from qscore._validate import Epsilon, QScoreError, check_keep, settle_epsilon
 from qscore.core import kept_features
 from qscore.scoring.features import read_stored
 from qscore.scoring.pipeline import score
@@ -48,7 +47,7 @@ def compress(
     out: str | Path,
     *,
     keep: float = 0.6,
-    epsilon: float | Literal["auto"] | None = None,
+    epsilon: Epsilon | None = None,
     features: str | Path | None = None,
     column: str | None = None,
     overwrite: bool = False,
@@ -70,7 +69,7 @@ def compress(
         The Parquet file to write, ending in ``.parquet``.
     keep : float, default=0.6
         Share of the features to keep, in (0, 1]; 0.45 is the band of the discriminative features itself.
-    epsilon : float or "auto", default=4.0
+    epsilon : float, "auto" or "paper", default="auto"
         Standard deviations above the row's mean at which a feature counts as highly active, > 0; as in
         :func:`qscore.score`.
     features : str or Path, optional
@@ -107,7 +106,11 @@ def compress(
         raise QScoreError("features: the feature table settles epsilon; give only one or the other")
     out = check_new_table(out, [embeddings] if features is None else [embeddings, features], overwrite=overwrite)
     table = open_embeddings(embeddings, column=column)
-    with work_folder(out, {"table": table.fingerprint, "epsilon": epsilon}, resume=True) as folder:
+    with work_folder(
+        out,
+        {"table": table.fingerprint, "epsilon": "auto" if epsilon is None else settle_epsilon(epsilon)},
+        resume=True,
+    ) as folder:
         ranked = folder / SCORES
         if features is None and not ranked.exists():  # ranked as the feature table of a score run ranks
             score(embeddings, ranked, epsilon=epsilon, column=column)

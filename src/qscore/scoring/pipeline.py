@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from qscore import __version__
 from qscore._files import atomic_path, check_new_table, sha256
-from qscore._validate import QScoreError, check_band, check_epsilon, nearest
+from qscore._validate import Epsilon, QScoreError, check_band, check_epsilon, nearest, settle_epsilon
 from qscore.core import EPSILON_GRID, discriminative_features
 from qscore.kernels import automatic_epsilon
 from qscore.scoring.features import read_stored
@@ -51,7 +51,7 @@ def score(
     embeddings: str | Path,
     out: str | Path,
     *,
-    epsilon: float | Literal["auto"] | None = None,
+    epsilon: Epsilon | None = None,
     lower: float | None = None,
     upper: float | None = None,
     signed: bool | Literal["auto"] = "auto",
@@ -76,9 +76,10 @@ def score(
         holds, at the epsilon it was made with.
     out : str or Path
         The Parquet file to write, ending in ``.parquet``.
-    epsilon : float or "auto", default=4.0
+    epsilon : float, "auto" or "paper", default="auto"
         Standard deviations above the row's mean, > 0. ``"auto"`` takes the largest of 4.0, 3.9, ..., 1.5 at which
-        95 % of the rows keep a discriminative feature.
+        95 % of the rows keep a discriminative feature; ``"paper"`` is 4.0, at which narrow or dense representations
+        leave most rows without any.
     lower, upper : float, default=0.50, 0.95
         D's band, in quantiles of the activation rate's rank.
     signed : bool or "auto", default="auto"
@@ -140,11 +141,11 @@ def score(
     out = check_new_table(out, inputs, overwrite=overwrite)
     table = open_embeddings(embeddings, column=column)
     stored = None if features is None else _stored_fit(features, table)
-    asked = stored.epsilon if stored else 4.0 if epsilon is None else epsilon
+    asked = stored.epsilon if stored else settle_epsilon("auto" if epsilon is None else epsilon)
     _check_reach(asked, table.n_features)
     fingerprint = {
         "version": __version__,
-        "settings": [epsilon, lower, upper, signed, column, None if features is None else sha256(features)],
+        "settings": [asked, lower, upper, signed, column, None if features is None else sha256(features)],
         "table": table.fingerprint,
         "parts": len(table.parts),
     }

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from qscore._files import atomic_path, to_json
-from qscore._validate import QScoreError, check_epsilon, nearest, one_line
+from qscore._validate import Epsilon, QScoreError, check_epsilon, nearest, one_line, settle_epsilon
 from qscore.core import apply_scaling, discriminative_features, robust_scaling
 from qscore.embedding import embed, views_path
 from qscore.encoders import load_encoder
@@ -47,7 +47,7 @@ def rank_checkpoints(
     by: str = DEFAULT,
     rows: int = MOST_ROWS,
     views: int = 0,
-    epsilon: float | Literal["auto"] = "auto",
+    epsilon: Epsilon = "auto",
     batch_size: int = 256,
     device: str = "auto",
     workers: int | None = None,
@@ -77,7 +77,7 @@ def rank_checkpoints(
         Images taken of each part at most, at random, at least 10.
     views : int, default=0
         Augmented views of each image, for alignment: 0, or 2 to 127.
-    epsilon : float or "auto"
+    epsilon : float, "auto" or "paper" (4.0)
         Of Q and coverage, the same for all checkpoints. ``"auto"`` takes the largest of their automatic ones: the
         checkpoint that it suits has a feature of D in 95 % of its training rows, and others fall behind.
     batch_size, device, workers, precision
@@ -108,7 +108,8 @@ def rank_checkpoints(
     train, test = (_some(part, rows, seed) for part in train_and_test(images, test_images, seed))
     labelled = has_labels(train) and has_labels(test)
     settings = {"batch_size": batch_size, "device": device, "workers": workers, "precision": precision}
-    fixed = None if isinstance(epsilon, str) else float(epsilon)
+    epsilon = settle_epsilon(epsilon)
+    fixed = None if epsilon == "auto" else epsilon
     measured: dict[str, dict[str, Any]] = {}
     scans: dict[str, tuple[Scan, Scan]] = {}
     refused: list[dict[str, str]] = []
@@ -144,8 +145,7 @@ def _check(by: str, rows: int, views: int, resamples: int, seed: int, epsilon: f
         raise QScoreError(f"views: expected 0, or 2 to 127, got {views}")
     if by == "alignment" and not views:
         raise QScoreError("by 'alignment': it needs views of each image; give --views 2")
-    if epsilon != "auto":
-        check_epsilon(epsilon)
+    settle_epsilon(epsilon)
 
 
 def _expand(patterns: Sequence[str | Path]) -> list[str]:
