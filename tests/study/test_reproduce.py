@@ -1,21 +1,26 @@
 import json
 import shutil
 import signal
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_training import crash
 
 from qscore import QScoreError, load_encoder, pretrain
 from qscore.images import open_images, subset
 from qscore.ssl.module import Share
-from qscore.study.reproduce import export_run, join_encoder, reproduce
+from qscore.study.reproduce import export_run, join_encoder, reproduce, results
 from qscore.study.reproduce.budget import OutOfTime, time_budget
 from qscore.study.reproduce.run import TABLE
 from qscore.study.reproduce.training import Labelled, make_random
+from qscore.study.settings import Unfit
+from qscore.tables import open_embeddings
 
 TINY = {
     "backbone": "small:resnet10-2-r24",
@@ -60,7 +65,7 @@ def test_a_result_tells_how_it_came_about(out):
 
 def test_numbers_are_those_of_the_evaluation(out):
     point = result(out)["found"]["checkpoints"][1]
-    metrics = json.loads((out / "work" / "curve" / "simclr-24" / "epoch-0002" / "metrics.json").read_text())
+    metrics = json.loads((out / "work" / "small" / "curve" / "simclr-24" / "epoch-0002" / "metrics.json").read_text())
     assert point["accuracy"] == pytest.approx(metrics["probe"]["accuracy"], rel=1e-5)
     assert point["scores"].keys() == metrics["scores"].keys() >= {"neighborhood_consistency", "augmentation_cosine"}
     for name, of in point["scores"].items():
@@ -73,7 +78,7 @@ def test_numbers_are_those_of_the_evaluation(out):
         point["accuracy"] - result(out)["found"]["checkpoints"][0]["accuracy"]
     )
     assert not list((out / "work").glob("**/views.parquet"))
-    assert [path.parent.name for path in (out / "work").glob("curve/simclr-24/*/embeddings")] == ["epoch-0002"]
+    assert [path.parent.name for path in (out / "work").glob("small/curve/simclr-24/*/embeddings")] == ["epoch-0002"]
 
 
 def test_what_is_finished_is_not_computed_again(out, monkeypatch):
@@ -86,17 +91,17 @@ def test_what_is_finished_is_not_computed_again(out, monkeypatch):
 
 
 def test_the_training_is_that_of_the_command_and_may_be_put_there(out, tmp_path, monkeypatch):
-    there, images = tmp_path / "encoders" / "curve" / "simclr-24", some_digits()
+    there, images = tmp_path / "encoders" / "small" / "curve" / "simclr-24", some_digits()
     options = {"backbone": "small:resnet10-2-r24", "recipe": "small", "epochs": 2, "keep_every": 1, "device": "cpu"}
     pretrain("simclr", images, there, **options)
-    ours = out / "encoders" / "curve" / "simclr-24"
+    ours = out / "encoders" / "small" / "curve" / "simclr-24"
     assert json.loads((there / "pretrain.json").read_text()) == json.loads((ours / "pretrain.json").read_text())
     assert load_file(there / "encoder.safetensors").keys() == load_file(ours / "encoder.safetensors").keys()
     monkeypatch.setattr("qscore.ssl.train.fit", crash)
     monkeypatch.setattr("qscore.study.reproduce.curve.measure_encoder", stop)
     with pytest.raises(KeyboardInterrupt):  # when it comes to measuring: nothing was trained
         reproduce("digits", tmp_path, **COMMON | {"methods": "simclr"})
-    assert (tmp_path / "work" / "curve" / "simclr-24" / "trained-elsewhere").exists()
+    assert (tmp_path / "work" / "small" / "curve" / "simclr-24" / "trained-elsewhere").exists()
 
 
 def some_digits():
@@ -137,17 +142,21 @@ def test_a_kill_between_checkpoints_leaves_the_first(out, tmp_path, monkeypatch)
 
 def test_a_result_of_other_settings_or_images_is_not_taken(out):
     changed = TINY | {"views": 3}
+    alone = COMMON | {"methods": "simclr"}
     with pytest.raises(
         QScoreError, match="is another result: settings views is 2 there and 3 here; name another --out"
     ):
-        reproduce("digits", out, **COMMON | {"overrides": changed})
+        reproduce("digits", out, **alone | {"overrides": changed})
     with pytest.raises(QScoreError, match=r"is another result: images train is .* there and .* here"):
-        reproduce("digits", out, **COMMON | {"overrides": TINY | {"n_train": 59}})
+        reproduce("digits", out, **alone | {"overrides": TINY | {"n_train": 59}})
     shutil.copy(out / "results" / "small-curve-simclr-24-seed0.json", out / "copy")
     try:
         (out / "results" / "small-curve-simclr-24-seed0.json").write_text("{")
         with pytest.raises(QScoreError, match="cannot read this result; remove it to make it anew"):
-            reproduce("digits", out, **COMMON)
+            reproduce("digits", out, **alone)
+        found = reproduce("digits", out, **COMMON)  # of several, the others go on; the page cannot be made
+        assert found["done"] == ["small-curve-random-24-seed0"] and found["page"] is None
+        assert "cannot read this result" in found["refused"]["small-curve-simclr-24-seed0"]
     finally:
         (out / "copy").rename(out / "results" / "small-curve-simclr-24-seed0.json")
 
@@ -167,6 +176,16 @@ def test_a_result_of_other_settings_or_images_is_not_taken(out):
         ({"processes": 0}, "processes: expected at least 1, got 0"),
         ({"device": "cuda:77"}, "device 'cuda:77': torch finds"),
         ({"checkpoints": {"supervised": "a"}}, "checkpoints: expected all, or some of simclr"),
+        (
+            {"overrides": TINY | {"tune_optimizer": "adam"}},
+            "tune_optimizer 'adam': expected one of lars, adamw, sgd; did",
+        ),
+        (
+            {"overrides": TINY | {"shapes_recipe": "cifr"}},
+            "shapes_recipe 'cifr': expected one of auto, imagenet, cifar",
+        ),
+        ({"overrides": TINY | {"shapes_free": "shapes:n=x"}}, "shapes:n=x"),
+        ({"overrides": TINY | {"tune_batch_size": 1}}, "tune_batch_size: expected at least 2, got 1"),
         ({"overrides": TINY | {"curve_keep": 3}}, "curve_keep: expected a divisor of curve_epochs"),
         (
             {"overrides": {"wide_backbone": "small:resnet10-8-r512"}},
@@ -197,9 +216,13 @@ def test_of_several_units_those_that_can_be_made_are_made(out, monkeypatch):
         50,
     )
     file = out / "results" / "small-sensitivity-simclr-seed0.json"
-    file.write_text(file.read_text().replace('"curve-simclr-24"', '"curve-simclr-2"'))
-    reproduce("digits", out, **COMMON | {"stage": "sensitivity", "methods": "simclr"})  # more embeddings are there now
-    assert "curve-simclr-24" in file.read_text()
+    made = file.read_text()
+    for there, other in (('"curve-simclr-24"', '"curve-simclr-2"'), ('"resamples": 20', '"resamples": 21')):
+        assert there in made
+        file.write_text(made.replace(there, other))
+        reproduce("digits", out, **COMMON | {"stage": "sensitivity", "methods": "simclr"})  # it is of something else
+        assert json.loads(file.read_text())["found"] == json.loads(made)["found"]
+        assert there in file.read_text()
     shown = source["settings"]["raw, epsilon auto, band 50-95, q"]["test"]["value"]
     assert shown == pytest.approx(result(out)["found"]["checkpoints"][-1]["scores"]["q_score"]["auroc"]["value"])
 
@@ -243,7 +266,7 @@ def test_out_of_time_the_rest_is_left(out, monkeypatch):
     found = reproduce("digits", out, **COMMON | {"stage": "curve,repair", "minutes": 9})
     assert timers[0].seconds == 540
     assert found["out_of_time"] and found["left"] == ["small-repair-simclr-seed0"]
-    assert (out / "work" / "repair" / "simclr" / "seconds").exists()
+    assert (out / "work" / "small" / "repair" / "simclr" / "seconds").exists()
 
 
 def test_the_random_initialisation_is_the_one_that_trainings_start_from(out, tmp_path, monkeypatch):
@@ -256,11 +279,18 @@ def test_the_random_initialisation_is_the_one_that_trainings_start_from(out, tmp
     monkeypatch.setattr("qscore.ssl.train.fit", note)
     with pytest.raises(KeyboardInterrupt):
         pretrain("simclr", some_digits(), tmp_path, backbone="small:resnet10-2-r24", recipe="small", device="cpu")
-    random = load_file(out / "encoders" / "curve" / "random-24" / "encoder.safetensors")
+    random = load_file(out / "encoders" / "small" / "curve" / "random-24" / "encoder.safetensors")
     assert all(torch.equal(random[name], value) for name, value in states[0].items())
-    ours, theirs = (load_encoder(out / "encoders" / "curve" / name).preprocess for name in ("random-24", "simclr-24"))
+    ours, theirs = (
+        load_encoder(out / "encoders" / "small" / "curve" / name).preprocess for name in ("random-24", "simclr-24")
+    )
     assert ours == theirs
-    assert make_random(None, "unused", out / "encoders" / "curve" / "random-24").name == "random-24"  # it is there
+    assert (
+        make_random(None, "small:resnet10-2-r24", out / "encoders" / "small" / "curve" / "random-24").name
+        == "random-24"
+    )  # it is there
+    with pytest.raises(QScoreError, match="holds another network, small:resnet10-2-r24; remove it"):
+        make_random(None, "small:resnet10-4-r24", out / "encoders" / "small" / "curve" / "random-24")
 
 
 def test_labels_go_with_their_images():
@@ -279,6 +309,142 @@ def test_labels_go_with_their_images():
     for epoch, batch in ((0, 0), (0, 1), (1, 0)):
         [rows] = feed.images(epoch, batch, 1)
         assert torch.equal(feed.latest, 100 + rows) and len(rows) == 4
+
+
+RANDOM = COMMON | {"methods": "random"}
+RANDOM_KEY = "small-curve-random-24-seed0"
+
+
+def test_measurements_of_other_settings_or_encoders_are_made_anew(out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results" / f"{RANDOM_KEY}.json").unlink()
+    reproduce("digits", tmp_path, **RANDOM | {"overrides": TINY | {"n_test": 40, "views": 3}})
+    assert result(tmp_path, RANDOM_KEY)["found"]["checkpoints"][0]["n_test"] == 40
+    before = result(out, RANDOM_KEY)["found"]
+    (tmp_path / "results" / f"{RANDOM_KEY}.json").unlink()
+    theirs = tmp_path / "encoders" / "small" / "curve"
+    shutil.rmtree(theirs / "random-24")
+    shutil.copytree(theirs / "simclr-24", theirs / "random-24")
+    reproduce("digits", tmp_path, **RANDOM)
+    last = result(out)["found"]["checkpoints"][-1]
+    now = result(tmp_path, RANDOM_KEY)["found"]["checkpoints"][0]
+    assert now["accuracy"] == last["accuracy"] and now["scores"] == last["scores"]
+    assert before["checkpoints"][0]["scores"] != now["scores"]
+
+
+def test_a_damaged_or_half_removed_measurement_is_made_anew(out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results" / f"{RANDOM_KEY}.json").unlink()
+    folder = tmp_path / "work" / "small" / "curve" / "random-24" / "epoch-0000"
+    (folder / "summary.json").write_text('{"n_test": 5')
+    reproduce("digits", tmp_path, **RANDOM)
+    assert result(tmp_path, RANDOM_KEY)["found"] == result(out, RANDOM_KEY)["found"]
+    (tmp_path / "results" / f"{RANDOM_KEY}.json").unlink()
+    (folder / "views.parquet").write_text("left by a kill")
+    reproduce("digits", tmp_path, **RANDOM)
+    assert not (folder / "views.parquet").exists()
+
+
+def test_scales_share_a_folder_and_nothing_else(out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    small = TINY | {"recipe": "small", "precision": "32-true"}
+    reproduce(
+        "digits", tmp_path, scale="medium", **RANDOM | {"overrides": small | {"backbone": "small:resnet10-4-r24"}}
+    )
+    assert result(tmp_path, "medium-curve-random-24-seed0")["found"] != result(out, RANDOM_KEY)["found"]
+    assert load_encoder(tmp_path / "encoders/medium/curve/random-24").source.architecture == "small:resnet10-4-r24"
+
+
+def test_a_collapsed_encoder_is_a_result(out, tmp_path, monkeypatch):
+    dead = tmp_path / "encoders" / "small" / "curve" / "random-24"
+    shutil.copytree(out / "encoders" / "small" / "curve" / "random-24", dead)
+    state = load_file(dead / "encoder.safetensors")
+    with safe_open(dead / "encoder.safetensors", "pt") as file:
+        about = file.metadata()
+    save_file({name: torch.zeros_like(value) for name, value in state.items()}, dead / "encoder.safetensors", about)
+    reproduce("digits", tmp_path, **RANDOM)
+    [point] = result(tmp_path, RANDOM_KEY)["found"]["checkpoints"]
+    assert point == {"epoch": 0, "rise": None, "failed": "all 60 representations are the same"}
+    released = {"stage": "methods", "methods": "byol", "checkpoints": {"byol": str(dead)}}
+    reproduce("digits", tmp_path, **RANDOM | released)
+    byol = result(tmp_path, "small-methods-byol-seed0")
+    assert byol["complete"] and byol["found"] == {"rise": None, "failed": "all 60 representations are the same"}
+
+
+def test_only_findings_are_kept_of_a_fine_tuning_that_was_refused(out, tmp_path, monkeypatch):
+    def fails(error):
+        def compare(*_arguments, **_options):
+            raise error
+
+        monkeypatch.setattr("qscore.study.reproduce.methods.compare", compare)
+        options = {"stage": "methods", "methods": "simclr"}
+        options["checkpoints"] = {"simclr": str(out / "encoders" / "small" / "curve" / "simclr-24")}
+        return reproduce("digits", tmp_path, **COMMON | options)
+
+    with pytest.raises(QScoreError, match="the disk is full"):
+        fails(QScoreError("the disk is full"))
+    assert not result(tmp_path, "small-methods-simclr-seed0")["complete"]
+    fails(Unfit("D is empty"))
+    found = result(tmp_path, "small-methods-simclr-seed0")
+    assert found["complete"] and found["found"]["tuned"]["refused"] == "D is empty"
+
+
+def test_several_checkpoints_are_options_each(tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLE, "methods", TABLE["methods"]._replace(run=lambda _context, _unit, save: save({}, True)))
+    released = {"simclr": "a.pth", "byol": "b.pth"}
+    options = {"stage": "methods", "methods": "byol", "checkpoints": released}
+    monkeypatch.setattr("qscore.study.reproduce.run.write_page", lambda folder: folder)
+    reproduce("digits", tmp_path, **COMMON | options)
+    assert (
+        "--checkpoint simclr=a.pth --checkpoint byol=b.pth " in result(tmp_path, "small-methods-byol-seed0")["command"]
+    )
+
+
+def test_the_time_of_a_run_that_is_killed_is_noted_on_the_way(tmp_path, monkeypatch):
+    noted = threading.Event()
+    monkeypatch.setattr(results, "EVERY", 0.001)
+    monkeypatch.setattr(results, "atomic_path", lambda file, real=results.atomic_path: noted.set() or real(file))
+    with results.timed(tmp_path / "seconds"):
+        assert noted.wait(60)
+
+
+def test_a_launcher_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(QScoreError, match="run it without a launcher, with devices"):
+        reproduce("digits", tmp_path, **COMMON)
+
+
+def test_several_devices_train_in_a_command_of_their_own(out, tmp_path, monkeypatch):
+    asked, trained = [], []
+
+    def run_command(options):
+        asked.append(options)
+        shutil.copytree(out / "encoders", tmp_path / "encoders")
+        return 0
+
+    monkeypatch.setattr("qscore.study.reproduce.training.run_command", run_command)
+    monkeypatch.setattr("qscore.study.reproduce.training.pretrain", lambda *_, **options: trained.append(options))
+    options = COMMON | {"methods": "simclr", "devices": 2}
+    assert reproduce("digits", tmp_path, **options)["done"] == ["small-curve-simclr-24-seed0"]
+    [command] = asked
+    assert command[:6] == ["--stage", "curve", "--methods", "simclr", "--train-only", "curve/simclr-24"]
+    assert [options["devices"] for options in trained] == [2]  # which finds it finished
+    assert {"--devices=2", "--images=digits", "--set=n_train=60", f"--out={tmp_path}"} <= set(command)
+    monkeypatch.setattr("qscore.study.reproduce.training.run_command", lambda _: 3)
+    shutil.rmtree(tmp_path / "encoders")
+    shutil.rmtree(tmp_path / "results")
+    with pytest.raises(QScoreError, match="training curve/simclr-24 on 2 devices ended with code 3"):
+        reproduce("digits", tmp_path, **options)
+    with pytest.raises(QScoreError, match="devices: images must be named by strings"):
+        reproduce(open_images("digits"), tmp_path, **options)
+
+
+def test_one_training_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("qscore.study.reproduce.curve.measure_encoder", crash)
+    found = reproduce("digits", tmp_path, **COMMON | {"train_only": "curve/simclr-24"})
+    assert found["page"] is None and not (tmp_path / "results").exists()
+    assert [path.name for path in (tmp_path / "encoders" / "small" / "curve").iterdir()] == ["simclr-24"]
+    assert (tmp_path / "encoders" / "small" / "curve" / "simclr-24" / "encoder.safetensors").exists()
 
 
 def test_the_supervised_control_learns_the_labels(tmp_path):
@@ -307,14 +473,19 @@ def test_what_leaves_the_machine_is_small_and_whole(out, tmp_path, monkeypatch):
     files = export_run(out, tmp_path)
     names = {str(file.relative_to(tmp_path)) for file in files}
     assert "results/small-curve-simclr-24-seed0.json" in names
-    assert "curve-simclr-24-epoch-0002.float16.parquet" in names
-    table = pq.read_table(tmp_path / "curve-simclr-24-epoch-0002.float16.parquet")
+    parts = tmp_path / "small-curve-simclr-24-epoch-0002.float16"
+    assert {file.name for file in parts.iterdir()} == {"part-00000.parquet", "part-00001.parquet"}
+    table = pq.read_table(parts)
+    np.testing.assert_array_equal(
+        open_embeddings(parts).read().embedding,
+        open_embeddings(out / "work/small/curve/simclr-24/epoch-0002/embeddings").read().embedding.astype(np.float16),
+    )
     assert (
         table.num_rows == 50 and str(table.schema.field("embedding").type) == "fixed_size_list<element: halffloat>[24]"
     )
-    shards = tmp_path / "curve-simclr-24"
+    shards = tmp_path / "small-curve-simclr-24"
     assert len(list(shards.glob("encoder-*.safetensors"))) > 2
-    ours = out / "encoders" / "curve" / "simclr-24"
+    ours = out / "encoders" / "small" / "curve" / "simclr-24"
     join_encoder(shards)
     assert load_encoder(shards).preprocess == load_encoder(ours).preprocess
     before, after = load_file(ours / "encoder.safetensors"), load_file(shards / "encoder.safetensors")

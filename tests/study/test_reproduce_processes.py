@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 import threading
 from types import SimpleNamespace
@@ -19,11 +21,15 @@ UNITS = [
 def commands(monkeypatch):
     seen = []
 
-    def run(command, **_):
-        seen.append(command)
-        return SimpleNamespace(returncode=3 if "vicreg" in command else 0)
+    class Process:
+        def __init__(self, command, **_):
+            self.code = 3 if "vicreg" in command else 0
+            seen.append(command)
 
-    monkeypatch.setattr(processes.subprocess, "run", run)
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Process)
     return seen
 
 
@@ -48,25 +54,44 @@ def test_each_command_is_given_the_time_that_is_left(commands, monkeypatch):
 def test_as_many_at_a_time_as_asked_and_a_stage_after_the_other(monkeypatch):
     both, running = threading.Barrier(2, timeout=60), []
 
-    def run(command, **_):
-        running.append(command[5])
-        if command[5] == "curve":
-            both.wait()  # each waits for the other
-        return SimpleNamespace(returncode=0)
+    class Process:
+        def __init__(self, command, **_):
+            self.stage = command[5]
+            running.append(self.stage)
 
-    monkeypatch.setattr(processes.subprocess, "run", run)
+        def wait(self):
+            if self.stage == "curve":
+                both.wait()  # each waits for the other
+            return 0
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Process)
     assert processes.run_processes(UNITS, [], 2, None) == {}
     assert running == ["curve", "curve", "methods"]
 
 
-def test_ctrl_c_starts_nothing_more(monkeypatch):
-    seen = []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("several", [True, False])
+def test_an_interrupt_ends_the_commands_first_and_starts_nothing_more(monkeypatch, number, several):
+    seen, ended = [], threading.Event()
 
-    def run(command, **_):
-        seen.append(command)
-        raise KeyboardInterrupt
+    class Process:
+        def __init__(self, command, **_):
+            seen.append(command)
 
-    monkeypatch.setattr(processes.subprocess, "run", run)
+        def wait(self):
+            if not ended.is_set():
+                os.kill(os.getpid(), number)
+                assert ended.wait(60)
+            return 1
+
+        def terminate(self):
+            ended.set()
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Process)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        processes.run_processes(UNITS[3:] + UNITS[:3], [], 1, None)
-    assert len(seen) == 1
+        if several:
+            processes.run_processes(UNITS[3:] + UNITS[:3], [], 1, None)
+        else:
+            processes.run_command(["--stage", "curve"])
+    assert len(seen) == 1 and ended.is_set() and signal.getsignal(signal.SIGTERM) is before

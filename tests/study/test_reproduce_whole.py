@@ -84,6 +84,16 @@ def test_methods_side_by_side_in_processes(tmp_path):
     assert failed["done"] == ["small-sensitivity-simclr-seed0"]
     reason = failed["refused"]["small-sensitivity-byol-seed0"]
     assert reason == "its command ended with code 1; run it alone to see why"
+    assert failed["left"] == ["small-sensitivity-byol-seed0"] and not failed["out_of_time"]
+
+
+def test_two_devices_train_each_encoder_in_a_command_of_its_own(tmp_path):
+    options = {"overrides": TINY | {"n_train": 60, "n_test": 50}, "methods": "simclr", "device": "cpu", "devices": 2}
+    found = reproduce("digits", tmp_path, stage="curve,repair,methods", **options)
+    assert found["left"] == [] and len(found["done"]) == 3
+    for place in ("curve/simclr-24", "methods/simclr"):
+        record = json.loads((tmp_path / "encoders" / "small" / place / "pretrain.json").read_text())
+        assert record["devices"] == 2
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +134,7 @@ def test_the_paper_s_scale_runs_dry_on_a_miniature_imagenet_100(imagenet, tmp_pa
     curve = there["paper-curve-simclr-24-seed0"]
     assert {name: of["n"] for name, of in curve["images"].items()} == {"train": 500, "test": 200}  # no tench
     assert "--classes imagenet100" in curve["command"] and str(imagenet) not in json.dumps(there)
-    record = json.loads((tmp_path / "encoders" / "curve" / "simclr-24" / "pretrain.json").read_text())
+    record = json.loads((tmp_path / "encoders" / "paper" / "curve" / "simclr-24" / "pretrain.json").read_text())
     assert (record["recipe"], record["config"]["temperature"], record["image_size"]) == ("imagenet", 0.1, 32)
     assert there["paper-methods-simclr-seed0"]["found"]["tuned"]["learning_rate"] == 1e-5
 

@@ -63,24 +63,17 @@ def reproduce(
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
-    devices: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes of pre-training, each on a GPU of its own.",
-            show_default="1, or as many as torchrun started",
-        ),
-    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes of pre-training, each on a GPU of its own.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads or processes that read images.", show_default="by the processors")
     ] = None,
+    train_only: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> Outcome:
     """Put the paper's ten claims to the test; every stage of a method is skipped once it is finished.
 
     Example:  qscore reproduce --images train.npz --test-images test.npz --stage curve --methods simclr --out runs/small
     """
     require("lightning", "vision")
-    from qscore.embedding import launched
     from qscore.ssl import parse_overrides
     from qscore.study.reproduce import Scale, export_run, write_page
     from qscore.study.reproduce import reproduce as run
@@ -108,10 +101,11 @@ def reproduce(
         processes=processes,
         seed=seed,
         device=device,
-        devices=devices or launched().count,
+        devices=devices,
         workers=workers,
+        train_only=train_only,
     )
-    return Outcome(found, _said(found))
+    return Outcome(found, _said(found), failed=bool(found["refused"]))
 
 
 def _pairs(assignments: Sequence[str]) -> dict[str, str]:
@@ -127,4 +121,4 @@ def _said(found: dict[str, Any]) -> list[str]:
     said += [f"Left out: {key}: {reason}" for key, reason in found["refused"].items()]
     if found["out_of_time"]:
         said.append("The time is up; the same command goes on.")
-    return [*said, f"Page: {found['page']}"]
+    return said if found["page"] is None else [*said, f"Page: {found['page']}"]

@@ -31,12 +31,14 @@ class Outcome:
     data: dict[str, Any]
     text: Iterable[Any]
     """Strings and rich tables, printed one after another."""
+    failed: bool = False
+    """Whether a part of what was asked for was refused, so that the command ends with 1."""
 
 
 def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
     """Make a function that returns an `Outcome` into a command.
 
-    Exit codes: 0 done, 1 refused with one clear line on standard error, 2 bad usage, 130 interrupted.
+    Exit codes: 0 done, 1 refused, wholly or in part, with a clear line, 2 bad usage, 130 interrupted.
     """
 
     @functools.wraps(function)
@@ -46,9 +48,13 @@ def verb(function: Callable[..., Outcome]) -> Callable[..., None]:
         try:
             outcome = function(*args, **options)
             _print(outcome, as_json=as_json)
+            if outcome.failed:
+                raise typer.Exit(1)
         except KeyboardInterrupt:
             errors.print("interrupted; the same command continues where this one stopped, where it can")
             raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
         except Exception as error:
             if debug:
                 raise

@@ -1,5 +1,6 @@
 """An encoder: a network that turns images into representations, with all one must know to use it."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -88,6 +89,14 @@ class Encoder(nn.Module):
         h = _run_on_noise(backbone, source.preprocessing.crop)
         self.dim, self.nonnegative = h.shape[1], bool((h >= 0).all())
         self.normalised = bool(((h.norm(dim=1) - 1).abs() < UNIT_NORM_WITHIN).all())
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of all weights and statistics, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r"]:
         """Return the representations of a preprocessed batch; gradients flow unless the caller forbids them."""

@@ -245,8 +245,10 @@ def _within(
         }
     claims = claim_table(found.rows, found.features, correct, found.labels, resamples=resamples, seed=seed)
     verdicts = {verdict.claim: verdict.verdict for verdict in claims.verdicts}
+    conditions = {verdict.claim: verdict.conditions for verdict in claims.verdicts}
     records = [{key: None if value != value else value for key, value in row.items()} for row in claims.records()]
-    within["claims"] = {"records": records, "verdicts": verdicts, "sentences": claims.sentences()}
+    within["claims"] = {"records": records, "verdicts": verdicts, "conditions": conditions}
+    within["claims"]["sentences"] = claims.sentences()
     return within
 
 

@@ -75,7 +75,7 @@ def discover(
     scores = folder / "train-scores.parquet"
     if not (scores.exists() and features_path(scores).exists()):
         # First: scoring refuses such rows as well, but not as a training that has diverged.
-        _check_alive(open_embeddings(folder / "train-embeddings").read())
+        check_alive(open_embeddings(folder / "train-embeddings").read())
         score(folder / "train-embeddings", scores, epsilon=epsilon, overwrite=True)  # type: ignore[arg-type]
     return read_discovered(features_path(scores), summarize_scores(scores).coverage)
 
@@ -130,7 +130,7 @@ def measure(
     _embed(test, encoder, folder / "embeddings", hardware)
     fitted = features_path(folder / "train-scores.parquet")
     learned, seen = (open_embeddings(folder / name).read() for name in ("train-embeddings", "embeddings"))
-    _check_alive(seen)
+    check_alive(seen)
     score(folder / "embeddings", folder / "scores.parquet", features=fitted, overwrite=True)
     rows = _quality(seen.embedding, fitted)
     probe = None
@@ -156,7 +156,14 @@ def _embed(source: ImageSource, encoder: Encoder, out: Path, hardware: Hardware)
     )
 
 
-def _check_alive(table: EmbeddingBatch) -> None:
+def check_alive(table: EmbeddingBatch) -> None:
+    """Refuse representations that nothing can be learned from.
+
+    Raises
+    ------
+    Diverged
+        If some are not finite, or all the same.
+    """
     H = table.embedding
     if not np.isfinite(H).all():
         n_invalid = int((~np.isfinite(H)).any(axis=1).sum())

@@ -116,6 +116,10 @@ class Tuning:
         return {name: getattr(self, name) for name in (*names, *more)}
 
 
+class Unfit(QScoreError):  # noqa: N818 (a fact, not a mistake)
+    """An encoder that no regulariser on D can work on: it is signed, gives NaN, or its D is empty."""
+
+
 def refuse_own_folder(checkpoint: str | Path | Encoder, out: str | Path) -> None:
     """Refuse to write where the checkpoint lies, since replacing the folder would remove it."""
     if isinstance(checkpoint, Encoder):
@@ -141,13 +145,15 @@ def refuse_unfit(kinds: tuple[str, ...], encoder: Encoder, D: Discovered | None,
 
     Raises
     ------
+    Unfit
+        If the encoder is signed or gives NaN.
     QScoreError
-        If the encoder is signed or gives NaN, D is of another width or epsilon, or epsilon is out of reach.
+        If D is of another width or epsilon, or epsilon is out of reach.
     """
     asked = [kind for kind in kinds if kind in NEED_D]
     if asked and not encoder.nonnegative:
         _refuse_nan(encoder)  # which no comparison calls non-negative either
-        raise QScoreError(
+        raise Unfit(
             f"{encoder.source.architecture} is a signed encoder, but {SIGNED_REASON}; fine-tune it with "
             "--regularizer lasso or none (--arms lr0,plain,lasso)"
         )
@@ -171,7 +177,7 @@ def _refuse_nan(encoder: Encoder) -> None:
     noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if not torch.isfinite(encoder(noise)).all():
-            raise QScoreError(
+            raise Unfit(
                 f"{encoder.source.architecture}: its representations hold NaN or infinity: a training that diverged "
                 "wrote it; take an earlier checkpoint"
             )
@@ -182,11 +188,11 @@ def refuse_empty(kinds: tuple[str, ...], D: Discovered) -> None:
 
     Raises
     ------
-    QScoreError
+    Unfit
         If a kind of regularisation needs one.
     """
     if any(kind in NEED_D for kind in kinds) and not len(D.indices):
-        raise QScoreError(
+        raise Unfit(
             f"D is empty: at epsilon {D.epsilon:g} no feature of the band is highly active in any training row, so no "
             "row can be lifted; give a smaller --epsilon, or auto"
         )

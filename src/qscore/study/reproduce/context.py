@@ -46,6 +46,10 @@ class Context:
     """The list of classes that were taken, as typed."""
     typed: Mapping[str, str] = field(default_factory=dict)
     """Options of the command that lead here, for the record."""
+    options: tuple[str, ...] = ()
+    """Of a command that does a part of the same; none where images are not named by strings."""
+    train_only: str | None = None
+    """``STAGE/LABEL`` of the one training to be done, as a process of its own; all else is left."""
 
     @property
     def results(self) -> Path:
@@ -63,12 +67,12 @@ class Context:
         return self.scale.image_size or min(typical_side(self.train), LARGEST_SIDE)
 
     def encoder_folder(self, stage: str, label: str) -> Path:
-        """Return where the encoder of a stage is trained: ``encoders/STAGE/LABEL``, as `pretrain` would leave it."""
-        return self.folder / "encoders" / stage / label
+        """Return where a stage's encoder is trained: ``encoders/SCALE/STAGE/LABEL``, as `pretrain` would leave it."""
+        return self.folder / "encoders" / self.scale.name / stage / label
 
     def work(self, unit: Unit) -> Path:
         """Return where a unit keeps tables, and what it needs to go on."""
-        return self.folder / "work" / unit.stage / unit.label
+        return self.folder / "work" / unit.scale / unit.stage / unit.label
 
     def backbones(self) -> dict[int, str]:
         """Return the backbones of the curve by their number of features."""
@@ -90,8 +94,11 @@ class Context:
         options = {"scale": self.scale.name, "stage": unit.stage, "methods": unit.method} | dict(self.typed)
         if unit.seed:
             options["seed"] = str(unit.seed)
-        said = [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in options.items() if name != "set"]
-        said += [f"--set {shlex.quote(part)}" for part in options.get("set", "").split("\n") if part]
+        said = [
+            f"--{name.replace('_', '-')} {shlex.quote(part)}"
+            for name, value in options.items()
+            for part in value.split("\n")  # those that may be repeated have a line each
+        ]
         return " ".join(["qscore reproduce", *said])
 
 

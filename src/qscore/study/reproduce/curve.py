@@ -50,10 +50,11 @@ def run(context: Context, unit: Unit, save: Save) -> None:
         folder = context.work(unit) / f"epoch-{epoch:04d}"
         last = number == len(checkpoints)
         measured = measure_encoder(context, encoder, folder, keep=last)
-        rise = None if before is None else paired_rise(correct_rows(before), correct_rows(folder))
+        alive = "failed" not in measured
+        rise = paired_rise(correct_rows(before), correct_rows(folder)) if before is not None and alive else None
         found.append({"epoch": epoch, "rise": rise, **measured})
-        before = folder
-        save({"width": found[0]["n_features"], "checkpoints": found}, last)
+        before = folder if alive else None
+        save({"width": _width(unit), "checkpoints": found}, last)
 
 
 def curve_encoder(context: Context, method: str) -> Path:
@@ -95,4 +96,8 @@ def _checkpoints(context: Context, unit: Unit) -> dict[int, Path]:
 
 
 def _backbone(context: Context, unit: Unit) -> str:
-    return context.backbones()[int(unit.name.rpartition("-")[2])]
+    return context.backbones()[_width(unit)]
+
+
+def _width(unit: Unit) -> int:
+    return int(unit.name.rpartition("-")[2])

@@ -23,7 +23,7 @@ INDEX = "encoder-shards.json"
 
 
 def export_run(run: str | Path, out: str | Path) -> list[Path]:
-    """Copy results, test embeddings in float16, and encoders in parts below 16 MB each.
+    """Copy results, test embeddings in float16, and encoders, each in files below 16 MB.
 
     Parameters
     ----------
@@ -51,12 +51,11 @@ def export_run(run: str | Path, out: str | Path) -> list[Path]:
         with atomic_path(out / FOLDER / file.name) as temporary:
             shutil.copyfile(file, temporary)
         written.append(out / FOLDER / file.name)
-    for table in sorted((run / "work").glob("*/*/*/embeddings")):
-        stage, label, which = table.parts[-4:-1]
+    for table in sorted((run / "work").glob("*/*/*/*/embeddings")):
         if (table.parent / "summary.json").exists():
-            written.append(_narrow(table, out / f"{stage}-{label}-{which}.float16.parquet"))
-    for weights in sorted((run / "encoders").glob("*/*/encoder.safetensors")):
-        written += _split(weights, out / f"{weights.parts[-3]}-{weights.parts[-2]}")
+            written += _narrow(table, out / f"{'-'.join(table.parts[-5:-1])}.float16")
+    for weights in sorted((run / "encoders").glob("*/*/*/encoder.safetensors")):
+        written += _split(weights, out / "-".join(weights.parts[-4:-1]))
     return written
 
 
@@ -80,13 +79,17 @@ def join_encoder(folder: str | Path) -> Path:
     return folder / "encoder.safetensors"
 
 
-def _narrow(table: Path, out: Path) -> Path:
+def _narrow(table: Path, out: Path) -> Iterator[Path]:
+    """Write a directory of shards, which is an embedding table as well."""
     batch = open_embeddings(table).read()
     H = batch.embedding.astype(np.float16)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(H.reshape(-1)), H.shape[1])
-    with atomic_path(out) as file:
-        pq.write_table(pa.table({**batch.columns, "embedding": vectors}), file)
-    return out
+    rows = pa.table({**batch.columns, "embedding": vectors})
+    step = max(1, SHARD_BYTES // (rows.nbytes // len(rows) + 1))
+    for number, first in enumerate(range(0, len(rows), step)):
+        with atomic_path(out / f"part-{number:05d}.parquet") as file:
+            pq.write_table(rows.slice(first, step), file)
+        yield out / f"part-{number:05d}.parquet"
 
 
 def _split(weights: Path, folder: Path) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,27 @@ from jaxtyping import Bool
 
 from qscore._files import atomic_path, to_json
 from qscore.embedding import embed
-from qscore.encoders import load_encoder
+from qscore.encoders import Encoder, load_encoder
 from qscore.evaluate import evaluate_scores
 from qscore.evaluate.compression import JUDGED
 from qscore.evaluate.curve import MARGIN
 from qscore.images import ImageSource
 from qscore.scoring import features_path, score, summarize_scores
+from qscore.ssl.watch import Diverged
+from qscore.study.measure import check_alive
 from qscore.study.reproduce.context import Context
 from qscore.study.reproduce.results import compact
 from qscore.study.reproduce.views import embed_views
+from qscore.tables import open_embeddings
 
-__all__ = ["EVALUATION", "FITTED", "condense", "correct_rows", "measure_encoder", "paired_rise"]
+__all__ = [
+    *("EVALUATION", "FITTED", "ORIGIN", "claim_folder", "condense", "correct_rows", "made_of", "measure_encoder"),
+    "paired_rise",
+]
 
 log = logging.getLogger(__name__)
 
-SUMMARY, EVALUATION = "summary.json", "evaluation.parquet"
+SUMMARY, EVALUATION, ORIGIN = "summary.json", "evaluation.parquet", "made-of.json"
 SCORED, FITTED = "scores.parquet", "train-scores.parquet"
 VIEWS = "views.parquet"
 TABLES = ("train-embeddings", "embeddings")
@@ -38,6 +44,7 @@ CLAIMED = (
     *(("z", s) for s in ("mean_correct", "mean_wrong", "cliffs_delta")),
     *(("n_discriminative", s) for s in ("mean_correct", "mean_wrong", "cliffs_delta")),
     *((f"purity_{s}", "excess") for s in ("discriminative", "random", "frequent")),
+    ("purity_random", "excess_p95"),
     *((f"purity_discriminative - purity_{s}", "excess") for s in ("random", "frequent")),
 )
 
@@ -54,7 +61,7 @@ def measure_encoder(
     """Embed train and test images and views of the latter, find D on the former, and evaluate Q on the latter.
 
     Epsilon is automatic, fitted on the training rows; the probe learns from them too, and chooses its strength on a
-    part of them. What was finished is taken from the folder.
+    part of them. What was finished with this encoder, these images and settings is taken from the folder.
 
     Parameters
     ----------
@@ -72,19 +79,38 @@ def measure_encoder(
     Returns
     -------
     dict
-        As `condense` makes it.
+        As `condense` makes it; of representations that are not finite, or all the same, ``failed``: the reason.
     """
-    summary = folder / SUMMARY
-    if summary.exists():
-        found: dict[str, Any] = json.loads(summary.read_text())
-        return found
     loaded = load_encoder(encoder)
     train, test = train or context.train, test or context.test
+    options = {"views": context.scale.views, "resamples": context.scale.resamples, "seed": context.seed}
+    claim_folder(folder, made_of(loaded, train, test) | options)
+    tables = [folder / name for name in TABLES]
+    try:
+        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):  # not there yet, or damaged
+        found = compact(_measured(context, loaded, folder, tables, train, test))
+        with atomic_path(folder / SUMMARY) as file:
+            file.write_text(to_json(found, indent=1) + "\n")
+    (folder / VIEWS).unlink(missing_ok=True)
+    for table in tables if "failed" in found or not keep else ():
+        shutil.rmtree(table, ignore_errors=True)
+    return found
+
+
+def _measured(
+    context: Context, loaded: Encoder, folder: Path, tables: Sequence[Path], train: ImageSource, test: ImageSource
+) -> dict[str, Any]:
     common: dict[str, Any] = {"on_error": "raise", "device": context.device, "workers": context.workers}
     common["batch_size"] = context.scale.batch_size
-    tables = [folder / name for name in TABLES]
     embed(train, loaded, tables[0], **common)
     embed(test, loaded, tables[1], **common)
+    try:
+        for table in tables:
+            check_alive(open_embeddings(table).read())
+    except Diverged as error:
+        log.warning("this encoder cannot be measured: %s", error)
+        return {"failed": str(error)}
     seen = folder / VIEWS
     if not seen.exists():
         embed_views(test, loaded, seen, views=context.scale.views, seed=context.seed, device=context.device)
@@ -102,13 +128,36 @@ def measure_encoder(
         overwrite=True,
     )
     metrics["train_coverage"] = summarize_scores(fitted).coverage
-    found = compact(condense(metrics))
-    with atomic_path(summary) as file:
-        file.write_text(to_json(found, indent=1) + "\n")
-    seen.unlink()
-    for table in () if keep else tables:
-        shutil.rmtree(table, ignore_errors=True)
-    return found
+    return condense(metrics)
+
+
+def made_of(encoder: Encoder, *images: ImageSource) -> dict[str, Any]:
+    """Return what a measurement depends on, beside its settings."""
+    return {"encoder": encoder.fingerprint(), "images": [source.fingerprint for source in images]}
+
+
+def claim_folder(folder: Path, origin: Mapping[str, Any]) -> Path:
+    """Return a folder of what was made of this origin; what another origin has left in it is removed.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a reproduction's own, holding nothing but what can be made anew.
+    origin : mapping
+        As JSON can hold it.
+    """
+    file = folder / ORIGIN
+    try:
+        same = json.loads(file.read_text()) == origin
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        if folder.exists():
+            log.info("%s is of another encoder, other images or settings; it is made anew", folder)
+            shutil.rmtree(folder)
+        with atomic_path(file) as temporary:
+            temporary.write_text(to_json(origin) + "\n")
+    return folder
 
 
 def condense(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +203,7 @@ def _claims(claims: Mapping[str, Any] | None) -> dict[str, Any] | None:
         for row in claims["records"]
         if (row["quantity"], row["statistic"]) in CLAIMED
     ]
-    return {"verdicts": claims["verdicts"], "records": kept}
+    return {"verdicts": claims["verdicts"], "conditions": claims["conditions"], "records": kept}
 
 
 def _compression(records: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from qscore._validate import QScoreError, one_line
+from qscore._validate import one_line
 from qscore.encoders import load_encoder
 from qscore.images import ImageSource
 from qscore.ssl import METHODS
-from qscore.ssl.start import find_start
+from qscore.ssl.watch import Diverged
 from qscore.study.compare import compare
 from qscore.study.measure import ROWS, measure
 from qscore.study.reproduce.context import Context
 from qscore.study.reproduce.curve import Save
-from qscore.study.reproduce.measuring import correct_rows, measure_encoder, paired_rise
-from qscore.study.reproduce.repair import compared, rates, tuning
+from qscore.study.reproduce.measuring import claim_folder, correct_rows, made_of, measure_encoder, paired_rise
+from qscore.study.reproduce.repair import compared, rates, tuning, tuning_batch
 from qscore.study.reproduce.results import Unit
 from qscore.study.reproduce.training import kept_checkpoints, train_method
+from qscore.study.settings import Unfit
 
 __all__ = ["ARMS", "STAGE", "fine_tuned", "run", "settings", "trained_out", "units"]
 
@@ -31,7 +32,15 @@ STAGE = "methods"
 ARMS = ("lr0", "plain", "qscore")
 SETTINGS = (
     *("backbone", "methods_recipe", "image_size", "precision", "views", "resamples", "methods_epochs", "methods_keep"),
-    *("methods_warmup", "methods_tune_epochs", "methods_rate", "tune_optimizer", "paper_rate", "calibrated_share"),
+    *(
+        "methods_warmup",
+        "methods_tune_epochs",
+        "methods_rate",
+        "tune_optimizer",
+        "tune_batch_size",
+        "paper_rate",
+        "calibrated_share",
+    ),
 )
 
 
@@ -69,8 +78,11 @@ def run(context: Context, unit: Unit, save: Save) -> None:
         )
         found |= measure_encoder(context, encoder, work / "last")
         kept = kept_checkpoints(encoder, scale.methods_keep, scale.methods_epochs)
-        found["rise"] = trained_out(context, kept, work, context.train, context.test)
-    save(found, False)
+        if "failed" not in found:
+            found["rise"] = trained_out(context, kept, work, context.train, context.test)
+    save(found, "failed" in found)
+    if "failed" in found:
+        return
     found["tuned"] = fine_tuned(
         *(context, unit.method, encoder, work / "tuned", context.train, context.test),
         epochs=scale.methods_tune_epochs,
@@ -81,14 +93,20 @@ def run(context: Context, unit: Unit, save: Save) -> None:
 def trained_out(
     context: Context, kept: dict[int, Path], work: Path, train: ImageSource, test: ImageSource
 ) -> dict[str, Any] | None:
-    """Return by how much the probe rose from the last but one checkpoint to the last; None if there is only one."""
+    """Return by how much the probe rose from the last but one checkpoint to the last; None if there is nothing before.
+
+    A checkpoint whose representations are not finite, or all the same, is nothing.
+    """
     if len(kept) < 2:
         return None
     before = sorted(kept)[-2]
-    folder = work / "last-but-one"
-    measure(
-        folder, load_encoder(kept[before]), train, test, epsilon="auto", hardware=context.hardware, seed=context.seed
-    )
+    encoder = load_encoder(kept[before])
+    folder = claim_folder(work / "last-but-one", made_of(encoder, train, test) | {"seed": context.seed})
+    try:
+        measure(folder, encoder, train, test, epsilon="auto", hardware=context.hardware, seed=context.seed)
+    except Diverged as error:
+        log.warning("epoch %d cannot be measured: %s", before, error)
+        return None
     table = pq.read_table(folder / ROWS, columns=["id", "accuracy"]).sort_by("id")
     earlier = np.asarray(table.column("accuracy").to_numpy()) == 1
     return {"epoch": before, **paired_rise(earlier, correct_rows(work / "last"))}
@@ -106,11 +124,11 @@ def fine_tuned(
 ) -> dict[str, Any]:
     """Return a comparison of Q-Score regularisation with plain fine-tuning and with learning rate 0, one seed each.
 
-    An encoder that cannot be fine-tuned so, since its features are signed, is told with the reason.
+    Of an encoder that cannot be fine-tuned so (its features are signed, its D is empty, a training diverges), the
+    reason is the finding.
     """
     scale = context.scale
-    batch = find_start(encoder, method, train).config.batch_size
-    rate = rates(context, method, batch)[scale.methods_rate]
+    rate = rates(context, method, tuning_batch(context, method, encoder, train))[scale.methods_rate]
     try:
         comparison = compare(
             encoder,
@@ -125,7 +143,7 @@ def fine_tuned(
             resamples=scale.resamples,
             seed=context.seed,
         )
-    except QScoreError as error:
+    except (Diverged, Unfit) as error:
         log.warning("%s is not fine-tuned: %s", method, one_line(error))
         return {"learning_rate": rate, "refused": one_line(error)}
     return {"learning_rate": rate, **compared(json.loads(json.dumps(comparison)))}

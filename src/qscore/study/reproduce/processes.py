@@ -1,20 +1,31 @@
-"""Several methods at a time, each a command in a process of its own."""
+"""Commands of our own in processes of their own, which end with the one that started them."""
 
 import logging
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 from qscore.study.reproduce.results import Unit
 
-__all__ = ["run_processes"]
+__all__ = ["run_command", "run_processes"]
 
 log = logging.getLogger(__name__)
 
 LEAST = 0.05  # minutes that are worth starting a process for
+Running = set["subprocess.Popen[bytes]"]
+
+
+def run_command(options: Sequence[str]) -> int:
+    """Run ``qscore reproduce`` and return its exit code; an interrupt ends it first, and it saves."""
+    running: Running = set()
+    with _ending(running):
+        return _run(options, running)
 
 
 def run_processes(
@@ -37,26 +48,56 @@ def run_processes(
     -------
     mapping
         ``STAGE METHOD`` -> why its command failed.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C or SIGTERM, with the commands ended, and what they did saved.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
+    running: Running = set()
 
     def run(stage: str, method: str) -> int:
         left = None if end is None else (end - time.monotonic()) / 60
         if left is not None and left < LEAST:
             return 0
         log.info("stage %s, %s: a process of its own", stage, method)
-        command = [sys.executable, "-m", "qscore", "reproduce", "--stage", stage, "--methods", method, *options]
-        command += [] if left is None else ["--minutes", f"{left:.3f}"]
-        return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+        limit = [] if left is None else ["--minutes", f"{left:.3f}"]
+        return _run(["--stage", stage, "--methods", method, *options, *limit], running)
 
     failed: dict[str, str] = {}
     for stage in dict.fromkeys(unit.stage for unit in asked):
         methods = list(dict.fromkeys(unit.method for unit in asked if unit.stage == stage))
-        pool = ThreadPoolExecutor(processes)
-        try:
+        with ThreadPoolExecutor(processes) as pool, _ending(running, pool):
             for method, code in zip(methods, pool.map(partial(run, stage), methods), strict=True):
                 if code:
                     failed[f"{stage} {method}"] = f"its command ended with code {code}; run it alone to see why"
-        finally:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C has reached the commands too, and they are saving
     return failed
+
+
+def _run(options: Sequence[str], running: Running) -> int:
+    process = subprocess.Popen([sys.executable, "-m", "qscore", "reproduce", *options], stdout=subprocess.DEVNULL)
+    running.add(process)
+    code = process.wait()
+    running.discard(process)
+    return code
+
+
+@contextmanager
+def _ending(running: Running, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does, and have every command save and end before the interrupt goes on."""
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    try:
+        yield
+    except BaseException:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(running):
+            process.terminate()
+        for process in tuple(running):
+            process.wait()
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)

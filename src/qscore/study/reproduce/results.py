@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ FOLDER = "results"
 STAGES = ("curve", "repair", "methods", "shapes", "sensitivity")
 SCALES = ("small", "medium", "paper")
 DIGITS = 6
+EVERY = 30.0  # seconds between notes of the time
 PACKAGES = ("torch", "lightning", "lightly", "numpy", "scikit-learn")
 
 
@@ -138,17 +140,29 @@ def hardware(device: str) -> dict[str, Any]:
 
 @contextmanager
 def timed(file: Path) -> Iterator[Callable[[], None]]:
-    """Add the time that a block takes to what earlier calls noted, however it ends; yields what notes it before."""
+    """Add the time that a block takes to what earlier calls noted; yields what notes it before.
+
+    It is noted every half a minute besides, since a block may be killed.
+    """
     before = elapsed(file)
     begun = time.monotonic()
+    ended = threading.Event()
 
     def note() -> None:
         with atomic_path(file) as temporary:
             temporary.write_text(f"{before + time.monotonic() - begun:.2f}\n")
 
+    def keep_noting() -> None:
+        while not ended.wait(EVERY):
+            note()
+
+    watch = threading.Thread(target=keep_noting, daemon=True)
+    watch.start()
     try:
         yield note
     finally:
+        ended.set()
+        watch.join()
         note()
 
 

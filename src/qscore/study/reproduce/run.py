@@ -3,11 +3,13 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from qscore._validate import QScoreError, nearest, one_line
+from qscore.embedding import launched
 from qscore.images import ImageSource, open_images
 from qscore.ssl import METHODS
 from qscore.ssl.hardware import check_hardware
@@ -30,6 +32,7 @@ from qscore.study.reproduce.results import (
     write_result,
 )
 from qscore.study.reproduce.scales import CONTROLS, choose_scale, named_methods
+from qscore.study.reproduce.training import Trained
 from qscore.study.splits import train_and_test
 
 __all__ = ["NAMES", "reproduce"]
@@ -75,6 +78,7 @@ def reproduce(
     device: str = "auto",
     devices: int = 1,
     workers: int | None = None,
+    train_only: str | None = None,
 ) -> dict[str, Any]:
     """Put the paper's ten claims to the test on any images, at the scale that can be had.
 
@@ -82,7 +86,7 @@ def reproduce(
     the way; ``repair`` branches a checkpoint into Q-Score regularisation and its controls; ``methods`` measures and
     fine-tunes all eight; ``shapes`` explains features where attributes and masks are known; ``sensitivity`` varies the
     settings of Q on the embeddings that the others left. Each stage of a method is a unit: its result is a file in
-    ``OUT/results``, and is skipped once it is there. Encoders lie in ``OUT/encoders/STAGE/METHOD``, as `pretrain`
+    ``OUT/results``, and is skipped once it is there. Encoders lie in ``OUT/encoders/SCALE/STAGE/METHOD``, as `pretrain`
     writes them; one that was trained elsewhere by the same call may be put there. The same call again goes on.
 
     Parameters
@@ -115,18 +119,21 @@ def reproduce(
     device, workers
         As `pretrain` takes them.
     devices : int, default=1
-        Processes of pre-training, each on a GPU of its own.
+        Processes of pre-training, each on a GPU of its own. Images must then be named by strings.
+    train_only : str, optional
+        ``STAGE/LABEL`` of the one pre-training to do, and nothing else: what such processes are started with.
 
     Returns
     -------
     dict
         ``done`` (keys of the units finished, now or before), ``left``, ``refused`` (key -> reason), ``out_of_time``,
-        and ``page``, the results page.
+        and ``page``, the results page; None where a file among the results cannot be read.
 
     Raises
     ------
     QScoreError
-        If an argument is out of range, images lack labels, or a result of other settings is there.
+        If an argument is out of range, or images lack labels; or if the only unit asked for cannot be made, be it that
+        a result of other settings is there.
     KeyboardInterrupt
         After Ctrl-C, with what was done saved.
     """
@@ -140,7 +147,9 @@ def reproduce(
         raise QScoreError(f"seed: expected an integer of at least 0, got {seed}")
     if processes < 1:
         raise QScoreError(f"processes: expected at least 1, got {processes}")
-    check_hardware(device, devices, chosen.precision, 1)
+    check_hardware(device, devices, chosen.precision, chosen.accumulate)
+    if launched().count > 1 and train_only is None:
+        raise QScoreError("reproduce starts its own processes: run it without a launcher, with devices (--devices N)")
     for name in checkpoints or {}:
         named_methods(name, tuple(METHODS), "checkpoints")
     train, test = _images(images, test_images, classes, seed)
@@ -156,15 +165,33 @@ def reproduce(
         dict(checkpoints or {}),
         classes,
         _typed(images, test_images, overrides, classes, checkpoints),
+        train_only=train_only,
     )
+    context = replace(context, options=_options(context, images, test_images))
     asked = [unit for name in stages for unit in TABLE[name].units(context) if unit.method in names]
     if not asked:
         raise QScoreError(f"methods {methods!r}: none of them has a part in stage {stage} at scale {scale}")
-    if processes > 1:
-        found = _run_apart(context, asked, minutes, processes, images, test_images)
-    else:
-        found = _run(context, asked, minutes)
-    return found | {"page": str(write_page(context.folder))}
+    if train_only is not None:
+        return _train_only(context, asked)
+    found = _run_apart(context, asked, minutes, processes) if processes > 1 else _run(context, asked, minutes)
+    return found | {"page": _page(context)}
+
+
+def _train_only(context: Context, asked: Sequence[Unit]) -> dict[str, Any]:
+    """Do one pre-training, in every process that takes part in it."""
+    for unit in asked:
+        if f"{unit.stage}/{unit.label}" == context.train_only:
+            with suppress(Trained):
+                TABLE[unit.stage].run(context, unit, lambda _found, _complete: None)
+    return {"done": [], "left": [], "refused": {}, "out_of_time": False, "page": None}
+
+
+def _page(context: Context) -> str | None:
+    try:
+        return str(write_page(context.folder))
+    except QScoreError as error:  # of a result that was there before; what was done now is saved
+        log.warning("the page is not written: %s", one_line(error))
+        return None
 
 
 @dataclass
@@ -179,10 +206,12 @@ def _run(context: Context, asked: Sequence[Unit], minutes: float | None) -> dict
     """Work through the units; of several, one that cannot be made is named, and the others go on."""
     so_far = Progress([], {})
     out_of_time = False
+    _look_around(context, asked, so_far)
     try:
         with time_budget(minutes):
             for number, unit in enumerate(asked, 1):
-                _run_unit(context, unit, f"{number} of {len(asked)}", so_far, alone=len(asked) == 1)
+                if unit.key not in so_far.refused:
+                    _run_unit(context, unit, f"{number} of {len(asked)}", so_far, alone=len(asked) == 1)
     except OutOfTime:
         out_of_time = True
         log.info("the time is up; the same command goes on")
@@ -190,20 +219,39 @@ def _run(context: Context, asked: Sequence[Unit], minutes: float | None) -> dict
     return {"done": so_far.done, "left": left, "refused": so_far.refused, "out_of_time": out_of_time}
 
 
-def _run_apart(
-    context: Context,
-    asked: Sequence[Unit],
-    minutes: float | None,
-    processes: int,
-    images: str | Path | ImageSource,
-    test_images: str | Path | ImageSource | None,
-) -> dict[str, Any]:
+def _look_around(context: Context, asked: Sequence[Unit], so_far: Progress) -> None:
+    """Refuse, before anything begins, the units whose results are there and are others.
+
+    Raises
+    ------
+    QScoreError
+        If there is one unit alone.
+    """
+    for unit in asked:
+        try:
+            _finished(context, unit, _expected(context, unit))
+        except QScoreError as error:
+            if len(asked) == 1:
+                raise
+            log.warning("%s", one_line(error))
+            so_far.refused[unit.key] = one_line(error)
+
+
+def _run_apart(context: Context, asked: Sequence[Unit], minutes: float | None, processes: int) -> dict[str, Any]:
     """Work through the units in processes of their own; what came of it stands in their result files."""
-    options = _options(context, images, test_images)
-    failed = run_processes(asked, options, processes, minutes)
+    if not context.options:
+        raise QScoreError("processes: images must be named by strings, for other processes to open them")
+    so_far = Progress([], {})
+    _look_around(context, asked, so_far)
+    asked = [unit for unit in asked if unit.key not in so_far.refused]
+    failed = run_processes(asked, context.options, processes, minutes)
     done = [unit.key for unit in asked if _finished(context, unit, _expected(context, unit))]
-    refused = {unit.key: failed[name] for unit in asked if (name := f"{unit.stage} {unit.method}") in failed}
-    left = [unit.key for unit in asked if unit.key not in done]
+    refused = so_far.refused | {
+        unit.key: failed[name]
+        for unit in asked
+        if (name := f"{unit.stage} {unit.method}") in failed and unit.key not in done
+    }
+    left = [unit.key for unit in asked if unit.key not in done] + list(so_far.refused)
     over = minutes is not None and bool(set(left) - set(refused))
     return {"done": done, "left": left, "refused": refused, "out_of_time": over}
 
@@ -215,11 +263,11 @@ def _expected(context: Context, unit: Unit) -> dict[str, Any]:
 
 def _options(
     context: Context, images: str | Path | ImageSource, test_images: str | Path | ImageSource | None
-) -> list[str]:
-    """Return the options of a command that does a part of the same."""
+) -> tuple[str, ...]:
+    """Return the options of a command that does a part of the same; none where images are not named by strings."""
     named = {"--images": images, "--test-images": test_images}
     if not all(isinstance(source, str | Path | None) for source in named.values()):
-        raise QScoreError("processes: images must be named by strings, for other processes to open them")
+        return ()
     options = [f"--scale={context.scale.name}", f"--out={context.folder}", f"--device={context.device}"]
     options += [f"--seed={context.seed}", f"--devices={context.devices}"]
     options += [f"{name}={source}" for name, source in named.items() if source is not None]
@@ -229,7 +277,7 @@ def _options(
         options.append(f"--classes={context.classes}")
     if context.workers is not None:
         options.append(f"--workers={context.workers}")
-    return options
+    return tuple(options)
 
 
 def _run_unit(context: Context, unit: Unit, place: str, so_far: Progress, *, alone: bool) -> None:
@@ -331,7 +379,7 @@ def _typed(
     if classes is not None:
         found["classes"] = short_name(classes)
     if checkpoints:
-        found["checkpoint"] = ",".join(f"{method}={short_name(spec)}" for method, spec in checkpoints.items())
+        found["checkpoint"] = "\n".join(f"{method}={short_name(spec)}" for method, spec in checkpoints.items())
     if overrides:
         found["set"] = "\n".join(f"{name}={'none' if value is None else value}" for name, value in overrides.items())
     return found

@@ -4,16 +4,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qscore._validate import QScoreError, nearest
+from qscore.images import open_images
 from qscore.ssl import METHODS
 
 __all__ = ["CONTROLS", "SCALES", "Scale", "choose_scale", "named_methods"]
 
 CONTROLS = ("supervised", "random")
+OPTIMIZERS = ("lars", "adamw", "sgd")
+RECIPES = ("auto", "imagenet", "cifar", "small")
 LISTS = ("curve_methods", "shapes_methods")
 COUNTS = (
     *("n_train", "n_test", "resamples", "curve_epochs", "curve_keep", "supervised_epochs", "repair_seeds"),
     *("repair_epochs", "methods_epochs", "methods_keep", "methods_tune_epochs"),
-    *("shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "batch_size"),
+    *("shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "batch_size", "accumulate"),
 )
 
 
@@ -38,6 +41,8 @@ class Scale:
     """Of training; embedding is in float32 at any scale, so that scores are comparable."""
     batch_size: int = 256
     """Images per forward pass when embedding; those per training step are the recipe's."""
+    accumulate: int = 1
+    """Parts that a batch of pre-training is taken in, to save memory."""
     n_train: int | None = 12_500
     """Images taken of the training images at most, at random; None takes all."""
     n_test: int | None = 10_000
@@ -68,6 +73,8 @@ class Scale:
     tune_optimizer: str = "adamw"
     """Of every fine-tuning. LARS, which CIFAR's recipes train with, moves next to nothing at a rate of 1e-5: its steps
     are that share of the trust coefficient's share of a weight's norm."""
+    tune_batch_size: int | None = None
+    """Images per step of every fine-tuning, which runs on one device; None takes the pre-training's."""
     paper_rate: float = 1e-5
     """The learning rate that the paper names."""
     calibrated_share: float = 0.1
@@ -142,6 +149,18 @@ class Scale:
         for name in LISTS:
             named_methods(getattr(self, name), tuple(METHODS), name)
         named_methods(self.repair_method, tuple(METHODS), "repair_method")
+        if self.tune_batch_size is not None and self.tune_batch_size < 2:
+            raise QScoreError(f"tune_batch_size: expected at least 2, got {self.tune_batch_size}")
+        if self.tune_optimizer not in OPTIMIZERS:
+            raise QScoreError(
+                f"tune_optimizer {self.tune_optimizer!r}: expected one of {', '.join(OPTIMIZERS)}"
+                f"{nearest(self.tune_optimizer, OPTIMIZERS)}"
+            )
+        for name in ("recipe", "methods_recipe", "shapes_recipe"):
+            if getattr(self, name) not in RECIPES:
+                raise QScoreError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(RECIPES)}")
+        for name in ("shapes_train", "shapes_test", "shapes_free"):
+            open_images(getattr(self, name))
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""
@@ -198,6 +217,8 @@ SCALES = {
         recipe="imagenet",
         image_size=224,
         precision="bf16-mixed",
+        accumulate=2,
+        tune_batch_size=256,
         n_train=None,
         n_test=None,
         resamples=2000,

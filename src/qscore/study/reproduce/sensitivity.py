@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Shaped
 from sklearn.model_selection import train_test_split
 
+from qscore._files import sha256
 from qscore._validate import QScoreError, check_epsilon
 from qscore.core import discriminative_features, q_score_v1
 from qscore.evaluate.probes import fit_probe
@@ -23,7 +24,7 @@ from qscore.kernels import automatic_epsilon, scan
 from qscore.ssl import METHODS
 from qscore.study.reproduce.context import Context
 from qscore.study.reproduce.curve import Save
-from qscore.study.reproduce.measuring import EVALUATION
+from qscore.study.reproduce.measuring import EVALUATION, ORIGIN
 from qscore.study.reproduce.results import Unit
 from qscore.tables import open_embeddings
 
@@ -50,8 +51,13 @@ def units(context: Context) -> Iterator[Unit]:
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:
-    """Return what decides a unit's result: which embeddings there are."""
-    return {"sources": [name for name, _ in _sources(context, unit)]}
+    """Return what decides a unit's result: which embeddings there are, and how intervals are drawn."""
+    sources = list(_sources(context, unit))
+    return {
+        "sources": [name for name, _ in sources],
+        "embeddings": [sha256(folder / ORIGIN) for _, folder in sources],
+        "resamples": min(context.scale.resamples, RESAMPLES),
+    }
 
 
 def run(context: Context, unit: Unit, save: Save) -> None:
@@ -72,8 +78,8 @@ def _sources(context: Context, unit: Unit) -> Iterator[tuple[str, Path]]:
     """Yield a method's measured encoders with embeddings: the last of each curve, and that of ``methods``."""
     suffix = "" if unit.seed == 0 else f"-seed{unit.seed}"
     for stage, pattern in (("curve", f"{unit.method}-*{suffix}/epoch-*"), ("methods", f"{unit.method}{suffix}/last")):
-        for folder in sorted((context.folder / "work" / stage).glob(pattern)):
-            whole = all((folder / name).exists() for name in ("summary.json", "embeddings", "train-embeddings"))
+        for folder in sorted((context.folder / "work" / unit.scale / stage).glob(pattern)):
+            whole = all((folder / name).exists() for name in (ORIGIN, "summary.json", "embeddings", "train-embeddings"))
             if whole and ("-seed" in folder.parent.name) == bool(suffix):
                 yield f"{stage}-{folder.parent.name.removesuffix(suffix)}", folder
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qscore._files import sha256
 from qscore.embedding import embed
 from qscore.encoders import load_encoder
 from qscore.explain import explain_scores
@@ -14,7 +15,7 @@ from qscore.images import ImageSource, open_images
 from qscore.scoring import features_path, score
 from qscore.study.reproduce.context import Context
 from qscore.study.reproduce.curve import Save
-from qscore.study.reproduce.measuring import EVALUATION, FITTED, measure_encoder
+from qscore.study.reproduce.measuring import EVALUATION, FITTED, claim_folder, made_of, measure_encoder
 from qscore.study.reproduce.methods import fine_tuned, trained_out
 from qscore.study.reproduce.results import Unit
 from qscore.study.reproduce.scales import named_methods
@@ -31,7 +32,7 @@ NUMBERS = ("quantity", "statistic", "value", "low", "high")
 SETTINGS = (
     *("backbone", "image_size", "precision", "resamples", "shapes_train", "shapes_test", "shapes_free"),
     *("shapes_recipe", "shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "methods_rate"),
-    *("tune_optimizer", "paper_rate", "calibrated_share", "supervised_epochs"),
+    *("tune_optimizer", "tune_batch_size", "paper_rate", "calibrated_share", "supervised_epochs"),
 )
 
 
@@ -57,8 +58,10 @@ def run(context: Context, unit: Unit, save: Save) -> None:
     log.info("1 of 4: the encoder is measured")
     found = measure_encoder(context, folder, work / "last", train=train, test=test)
     kept = {} if control else kept_checkpoints(folder, scale.shapes_keep, scale.shapes_epochs)
-    found["rise"] = trained_out(context, kept, work, train, test)
-    save(found, False)
+    found["rise"] = None if "failed" in found else trained_out(context, kept, work, train, test)
+    save(found, "failed" in found)
+    if "failed" in found:
+        return
     log.info("2 of 4: its features are explained")
     start = work / "last"
     explanations = {"start": explained(context, test, folder, start, work / "explained" / "start")}
@@ -111,9 +114,11 @@ def explained(
     before: Path | None = None,
 ) -> dict[str, Any]:
     """Return verdicts and numbers of an explanation; one that is there already is read."""
-    file = out / "explain.json"
+    options = {"rows": context.scale.shapes_rows, "resamples": context.scale.resamples, "seed": context.seed}
+    scores = {"scores": sha256(scored / "scores.parquet"), "before": None if before is None else before.name}
+    claim_folder(out, made_of(load_encoder(encoder), images) | options | scores)
+    file, evaluation = out / "explain.json", scored / EVALUATION
     if not file.exists():
-        evaluation = scored / EVALUATION
         explain_scores(
             images,
             encoder,
@@ -151,14 +156,16 @@ def _points(explanation: Path) -> dict[str, Any]:
 
 def _score_others(context: Context, images: ImageSource, encoder: Path, start: Path, folder: Path) -> Path:
     """Score other images of the same encoder by the same D."""
+    loaded, fitted = load_encoder(encoder), features_path(start / FITTED)
+    claim_folder(folder, made_of(loaded, images) | {"features": sha256(fitted)})
     embed(
         images,
-        load_encoder(encoder),
+        loaded,
         folder / "embeddings",
         on_error="raise",
         batch_size=context.scale.batch_size,
         device=context.device,
         workers=context.workers,
     )
-    score(folder / "embeddings", folder / "scores.parquet", features=features_path(start / FITTED), overwrite=True)
+    score(folder / "embeddings", folder / "scores.parquet", features=fitted, overwrite=True)
     return folder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qscore._validate import QScoreError
-from qscore.encoders import Preprocessing, build_backbone, measure_output, save_encoder
+from qscore.encoders import Preprocessing, build_backbone, load_encoder, measure_output, save_encoder
 from qscore.images import ImageSource, subset
 from qscore.images.augment import Augmentation
 from qscore.ssl import pretrain
@@ -31,10 +31,16 @@ from qscore.ssl.run import RunFolder
 from qscore.ssl.stream import Streamed
 from qscore.ssl.train import MOST_PROCESSES, MOST_THREADS, choose_data, fit
 from qscore.study.reproduce.context import Context
+from qscore.study.reproduce.processes import run_command
 
-__all__ = ["kept_checkpoints", "make_random", "train_method", "train_supervised"]
+__all__ = ["Trained", "kept_checkpoints", "make_random", "train_method", "train_supervised"]
 
 log = logging.getLogger(__name__)
+
+
+class Trained(Exception):  # noqa: N818 (not an error)
+    """The one training that was asked for is done."""
+
 
 PLAIN_VIEW = Augmentation(scale=(0.25, 1.0), jitter=0.0, grayscale=0.0, blur=0.0)
 MOST_FOR_STATISTICS = 20_000  # images that the colours' mean and deviation are taken from
@@ -53,8 +59,21 @@ def train_method(
     warmup: float | None,
     image_size: int | None,
 ) -> Path:
-    """Pre-train as `qscore pretrain` does, or find it done: a finished folder of the same training is left as it is."""
+    """Pre-train as `qscore pretrain` does, or find it done: a finished folder of the same training is left as it is.
+
+    On several devices it is a command of its own: its processes are started by starting that command once more each.
+
+    Raises
+    ------
+    Trained
+        If this training is all that was asked for, and it is done.
+    QScoreError
+        If it cannot be done.
+    """
     overrides = {} if warmup is None else {"warmup_epochs": warmup}
+    place = "/".join(out.parts[-2:])
+    if context.devices > 1 and context.train_only is None and not (out / "encoder.safetensors").exists():
+        _train_apart(context, method, place)
     pretrain(
         method,
         images,
@@ -69,9 +88,22 @@ def train_method(
         device=context.device,
         devices=context.devices,
         precision=context.scale.precision,
+        accumulate=context.scale.accumulate,
         workers=context.workers,
     )
+    if context.train_only == place:
+        raise Trained
     return out
+
+
+def _train_apart(context: Context, method: str, place: str) -> None:
+    if not context.options:
+        raise QScoreError("devices: images must be named by strings, for other processes to open them")
+    stage = place.partition("/")[0]
+    log.info("%s is trained by a command of its own, on %d devices", place, context.devices)
+    code = run_command(["--stage", stage, "--methods", method, "--train-only", place, *context.options])
+    if code:
+        raise QScoreError(f"training {place} on {context.devices} devices ended with code {code}; its errors are above")
 
 
 def kept_checkpoints(folder: Path, every: int, epochs: int) -> dict[int, Path]:
@@ -92,8 +124,18 @@ def kept_checkpoints(folder: Path, every: int, epochs: int) -> dict[int, Path]:
 
 
 def make_random(context: Context, backbone: str, out: Path) -> Path:
-    """Write the network that every pre-training of this backbone and seed starts from."""
-    if not (out / "encoder.safetensors").is_file():
+    """Write the network that every pre-training of this backbone and seed starts from.
+
+    Raises
+    ------
+    QScoreError
+        If the folder holds another network.
+    """
+    if (out / "encoder.safetensors").is_file():
+        found = load_encoder(out).source.architecture
+        if found != backbone:
+            raise QScoreError(f"{out} holds another network, {found}; remove it, or name another --out")
+    else:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(mixed_seed(context.seed))
             network = build_backbone(backbone)
