@@ -7,7 +7,7 @@ from PIL import Image
 from tiny_training import crash
 
 from qscore.images import open_images
-from qscore.study.reproduce import reproduce
+from qscore.study.reproduce import export_run, reproduce
 from qscore.study.reproduce.context import WNIDS
 
 pytestmark = pytest.mark.slow
@@ -85,6 +85,25 @@ def test_methods_side_by_side_in_processes(tmp_path):
     reason = failed["refused"]["small-sensitivity-byol-seed0"]
     assert reason == "its command ended with code 1; run it alone to see why"
     assert failed["left"] == ["small-sensitivity-byol-seed0"] and not failed["out_of_time"]
+
+
+def test_the_medium_scale_runs_in_a_few_steps_on_a_processor(tmp_path):
+    few = {"n_train": 60, "n_test": 50, "resamples": 20, "views": 2, "batch_size": 16, "repair_seeds": 1}
+    few |= {"backbone": "small:resnet18-4-r24", "wide_backbone": "small:resnet18-4-r48", "supervised_epochs": 1}
+    few |= {"curve_epochs": 2, "curve_keep": 1, "curve_warmup": 1.0, "repair_epochs": 1, "methods_epochs": 2}
+    few |= {"methods_keep": 1, "methods_warmup": 1.0, "methods_tune_epochs": 1, **SHAPES}
+    options = {"scale": "medium", "overrides": few, "device": "cpu", "processes": 2, "minutes": 30}
+    found = reproduce("digits", tmp_path, methods="simclr,supervised,random", **options)
+    assert found["left"] == [] and found["refused"] == {} and not found["out_of_time"]
+    there = results(tmp_path)
+    assert set(there) == set(found["done"]) and "medium-curve-simclr-48-seed0" in there
+    assert {result["settings"].get("precision", "bf16-mixed") for result in there.values()} == {"bf16-mixed"}
+    record = json.loads((tmp_path / "encoders" / "medium" / "curve" / "simclr-48" / "pretrain.json").read_text())
+    assert (record["recipe"], record["precision"]) == ("cifar", "bf16-mixed")
+    files = export_run(tmp_path, tmp_path / "exported")
+    assert max(file.stat().st_size for file in files) < 16 * 2**20
+    page = (tmp_path / "results.md").read_text()
+    assert "not yet run" not in page[page.index("## Scale medium") : page.index("## How to run it")]
 
 
 def test_two_devices_train_each_encoder_in_a_command_of_its_own(tmp_path):

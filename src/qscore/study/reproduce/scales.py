@@ -199,13 +199,13 @@ SCALES = {
         methods_keep=20,
         methods_warmup=2.0,
         methods_tune_epochs=3,
-        shapes_train="shapes:n=20000,classes=100,spurious=0.9,size=64",
-        shapes_test="shapes:n=4000,classes=100,spurious=0.9,size=64,split=test",
-        shapes_free="shapes:n=4000,classes=100,spurious=0,size=64,split=test",
+        shapes_train="shapes:n=10000,classes=100,spurious=0.9,size=64",
+        shapes_test="shapes:n=2000,classes=100,spurious=0.9,size=64,split=test",
+        shapes_free="shapes:n=2000,classes=100,spurious=0,size=64,split=test",
         shapes_epochs=60,
         shapes_keep=30,
         shapes_tune_epochs=5,
-        shapes_rows=4000,
+        shapes_rows=2000,  # drawing and explaining are the processor's work, and an explanation begins anew each time
     ),
     # ImageNet-1K, or ImageNet-100 by `classes="imagenet100"`, on several GPUs, with the published recipes; where a
     # released checkpoint is given, nothing is pre-trained.

@@ -162,7 +162,7 @@ class SupervisedConfig:
     lr: float = 0.1
     """For 256 images per step."""
     weight_decay: float = 5e-4
-    """Common on CIFAR."""
+    """Common on CIFAR; 1e-4 on ImageNet."""
     momentum: float = 0.9
     """As in the source."""
     trust_coefficient: float = 0.001
@@ -238,6 +238,8 @@ def train_supervised(context: Context, backbone: str, out: Path) -> Path:
     n = len(context.train)
     batch = min(256, max(2, n // 4))
     config = SupervisedConfig(scale.supervised_epochs, batch_size=batch)
+    if scale.recipe == "imagenet":  # as in the source, and He et al.'s crops since (Szegedy et al., CVPR 2015)
+        config = replace(config, weight_decay=1e-4, augment=replace(config.augment, scale=(0.08, 1.0)))
     config = replace(config, augment=replace(config.augment, size=size))
     if config.epochs <= config.warmup_epochs:
         config = replace(config, warmup_epochs=0.0)
