@@ -1,11 +1,13 @@
+import copy
 import json
 from pathlib import Path
 
 import pytest
-from reference.study_results import everything, measured, result
+from reference.study_results import RISING, STILL, compared, everything, explained, measured, number, result
 
 from qscore import QScoreError
 from qscore.study.reproduce import write_page
+from qscore.study.reproduce.chart import curve_points, shapes_points, write_chart, write_shapes_chart
 from qscore.study.reproduce.page import render_page
 from qscore.study.reproduce.results import read_results
 
@@ -55,3 +57,235 @@ def test_a_file_that_is_no_result_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(QScoreError, match=r"a\.json: cannot read this result: .*; remove it, or make it anew"):
         read_results(tmp_path)
+
+
+def row(page, *cells):
+    """Return the one row of a table that begins with these cells."""
+    [found] = [line for line in page.splitlines() if line.startswith(f"| {' | '.join(cells)} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def sentence(page, claim):
+    [found] = [line for line in page.splitlines() if line.startswith(f"- **{claim}**")]
+    return found
+
+
+def supervised():
+    places = {"start": explained({"C4": "holds", "C9": "holds"}), "free": explained({"C3": "does not hold here"})}
+    return result("shapes", "supervised", {"rise": None, **measured(), "explained": places})
+
+
+def in_full():
+    """Results of all stages with every kind of number that tables show."""
+    full = everything()
+    for result_ in full:
+        for rate in result_["found"].get("rates", {}).values():
+            of = rate["arms"]["qscore"]
+            of["gradient_ratios"] = {f"gradient_ratio_{k}": {"first": 0.3, "mean": 0.02 * k} for k in (1, 2)}
+            lasso = {"title": "Lasso", "metrics": of["metrics"], "gradient_ratios": {"gradient_ratio": {"mean": 0.4}}}
+            rate["arms"]["lasso"] = lasso | {"failed": {}}
+    return [*full, supervised(), result("curve", "supervised-512", {"checkpoints": [{"epoch": 5, **measured()}]})]
+
+
+def numbers(value, path=()):
+    """Yield the path of every number in a result, of those that are true or false too."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(item, (*path, name))
+    elif isinstance(value, int | float):
+        yield path
+
+
+def test_no_missing_number_stops_the_page():
+    full = in_full()
+    apart = {("version",), ("complete",), ("trained_here",)}
+    paths = [(k, path) for k, one in enumerate(full) for path in numbers(one) if path not in apart]
+    assert len(paths) > 300
+    for k, (*way, last) in paths:
+        spoilt = copy.copy(full)
+        inner = spoilt[k] = copy.deepcopy(full[k])
+        for step in way:
+            inner = inner[step]
+        inner[last] = None
+        page = render_page(spoilt)
+        assert "None" not in page and "nan" not in page, (k, way, last)
+        assert len(curve_points(spoilt)) + len(shapes_points(spoilt)) >= 10
+
+
+def test_a_result_without_any_number_is_drawn(tmp_path):
+    def emptied(value):
+        if isinstance(value, dict):
+            return {name: emptied(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [emptied(item) for item in value]
+        return None if isinstance(value, float) else value
+
+    empty = [one | {"found": emptied(one["found"])} for one in in_full()]
+    assert "None" not in render_page(empty) and curve_points(empty) == shapes_points(empty) == []
+    points = in_full()[1]["found"]["checkpoints"]
+    points[0]["scores"]["q_score"]["auroc"] |= {"low": None, "high": None}
+    write_chart(curve_points([result("curve", "simclr-512", {"checkpoints": points})]), tmp_path / "a.svg")
+    shapes = in_full()[4]
+    shapes["found"]["explained"]["free"]["points"]["looks"][0] = None
+    assert [point["feature"] for point in shapes_points([shapes])] == [5, 8]
+    write_shapes_chart(shapes_points([shapes]), tmp_path / "b.svg")
+    assert all((tmp_path / name).read_text().startswith("<svg") for name in ("a.svg", "b.svg"))
+
+
+def test_what_failed_keeps_its_row_and_is_told_once():
+    failed = {"rise": None, "failed": "all representations are the same."}
+    good, bad = {"epoch": 10, "rise": None, **measured()}, {"epoch": 20, "failed": "not finite"}
+    refused = {"learning_rate": 2e-4, "refused": "its features are signed"}
+    page = render_page(
+        [
+            result("curve", "vicreg-512", {"checkpoints": [bad | {"epoch": 5}, good]}),
+            result("curve", "vicreg-2048", {"checkpoints": [good, bad]}),
+            result("methods", "dino", failed),
+            result("methods", "byol", {"rise": STILL, **measured(), "tuned": refused}),
+            result("shapes", "dino", failed),
+        ]
+    )
+    assert set(row(page, "vicreg-512", "5")[2:]) == set(row(page, "vicreg-2048", "20")[2:]) == {"-"}
+    assert row(page, "dino", "-")[2:] == ["-", "-", *["cannot be tested"] * 3, "-", "cannot be tested", "-", "-"]
+    assert row(page, "byol", "60.0")[-2:] == ["-", "-"]
+    assert row(page, "dino", "C9")[2:] == ["cannot be tested", "-"]
+    notes = [line for line in page.splitlines() if line.startswith("- ") and "**" not in line]
+    assert notes == [
+        "- vicreg-512 (epoch 5): not finite.",
+        "- vicreg-2048 (epoch 20, C1, C2, C5, C6): not finite.",
+        "- dino (C1, C2, C5, C6, C7, C8): all representations are the same.",
+        "- byol (C7, C8): its features are signed.",
+        "- dino (C3, C4, C9, C10): all representations are the same.",
+    ]
+    assert "3 cases: holds in 1, cannot be tested in 2;" not in sentence(page, "C1")
+    assert "4 cases: holds in 2, cannot be tested in 2;" in sentence(page, "C1")
+    assert "**cannot be tested**. 2 cases: cannot be tested in 2; change in accuracy" in sentence(page, "C7")
+
+
+def test_a_diverged_arm_is_told_of():
+    rate = compared(seeds=(0.02, 0.02, 0.02))
+    rate["arms"]["qscore"]["failed"] = {"2": "the loss is NaN"}
+    of = result("repair", "simclr", {"rates": {"paper": rate}})
+    assert "\n- simclr (seed 2 at 1e-05): Q-Score: the loss is NaN.\n" in render_page([of])
+    rate |= {"differences": {}}
+    rate["arms"]["qscore"]["metrics"] = {}
+    page = render_page([of])
+    assert "\n- simclr (C7, C8, seed 2 at 1e-05): Q-Score: the loss is NaN.\n" in page
+    assert set(row(page, "Q-Score")[1:]) == {"-"}
+
+
+def test_conditions_that_were_not_met_are_named_most_frequent_first():
+    low, nought = measured(auroc=(0.56, 0.55, 0.57), gain=-1), measured(auroc=(0.5, 0.4, 0.6))
+    found = [
+        result("methods", name, {"rise": STILL, **of})
+        for name, of in (("byol", nought), ("dino", low), ("moco", low | {"gain_on_norm": number(1)}))
+    ]
+    asked = "an AUROC that reaches 0.5735 (2 of 3); an AUROC above 0.5 (1 of 3); a gain on top of the norm (1 of 3)"
+    assert sentence(render_page(found), "C5").endswith(f" Not met: {asked}.")
+    assert "Not met" not in sentence(render_page(found), "C6")
+    assert sentence(render_page(found[1:2]), "C5").endswith("Not met: an AUROC that reaches 0.5735; a gain on top of "
+                                                           "the norm.")  # fmt: skip
+    named = measured()
+    named["claims"] |= {"verdicts": {"C1": "holds", "C2": "does not hold here"}}
+    named["claims"]["conditions"] = {"C2": {"D above the base rate": True, "D above the random sets": False}}
+    page = render_page([result("methods", "byol", {"rise": STILL, **named})])
+    assert sentence(page, "C2").endswith("Not met: D above the random sets.")
+
+
+def test_the_terms_of_the_regulariser_stand_beside_it():
+    page = render_page(in_full())
+    assert row_of(page, "Lasso")[7:9] == ["-", "0.400"]
+    assert row_of(page, "Q-Score")[7:9] == ["0.020", "0.040"]
+    assert (
+        "The regulariser's Q term pulls with 0.020 of the self-supervised loss's gradient, its norm term with 0.040. "
+        "Against a random D, accuracy differs by +2.00 (+1.50, +2.50) points. C8's rule has no control for D: "
+        "beside Q-Score's Hoyer sparsity of 0.500 stand 0.500 (plain) and 0.500 (Lasso)."
+    ) in page
+    assert "pulls" not in render_page(everything())
+
+
+def row_of(page, name):
+    """Return the first of the rows that begin so."""
+    return [cell.strip() for cell in next(x for x in page.splitlines() if x.startswith(f"| {name} |")).split("|")[1:-1]]
+
+
+def test_controls_are_shown_and_marked():
+    page = render_page(in_full())
+    assert [row(page, "supervised (control)", claim)[2] for claim in ("C3", "C4", "C9")] == [
+        "does not hold here", "holds", "holds",
+    ]  # fmt: skip
+    assert "| supervised (control) | C10" not in page and "- supervised" not in page
+    assert row(page, "random-512 (control)", "0")[2] == "30.0" and row(page, "supervised-512 (control)", "5")
+    for claim in ("C3", "C4", "C9"):
+        assert "One case; " in sentence(page, claim)
+
+
+def test_whatever_is_unfinished_is_marked_everywhere():
+    page = render_page([one | {"complete": False} for one in in_full()])
+    for name in ("simclr-512", "byol", "simclr", "methods-moco", "supervised (control)"):
+        assert f"| {name} (unfinished) |" in page and f"| {name} |" not in page
+    assert "simclr (unfinished), the paper learning rate" in page and "| shapes simclr (unfinished) |" in page
+    assert "simclr (repair, unfinished) at 1e-05" in sentence(page, "C7")
+    begun = result("shapes", "simclr", {"rise": STILL, **measured()}, complete=False)
+    assert row(render_page([begun]), "simclr (unfinished)")[1:] == ["-", "not yet run", "-"]
+    assert {point["encoder"] for point in curve_points([in_full()[1] | {"complete": False}])} == {
+        "simclr-512 (unfinished)"
+    }
+
+
+def test_epoch_0_is_explained_where_it_is_shown():
+    assert "epoch 0 is the random initialisation" in render_page(everything())
+    assert "epoch 0" not in render_page(everything()[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"seconds": 29.0, "trained_here": False}, "-"),
+        ({"seconds": 29.0}, "0"),
+        ({"seconds": 120.0, "trained_here": False}, "2, training not counted"),
+    ],
+)
+def test_minutes_that_were_spent_elsewhere_are_no_0(changes, shown):
+    repair = result("repair", "simclr", {"rates": {"paper": compared()}}, **changes)
+    assert row(render_page([repair]), "repair simclr")[1] == shown
+
+
+def test_the_settings_of_all_results_are_listed():
+    def of(stage, name, found, **settings):
+        return result(stage, name, found, settings=settings)
+
+    points = {"checkpoints": [{"epoch": 60, "rise": STILL, **measured()}]}
+    page = render_page(
+        [
+            of("curve", "random-8", points, backbone="none"),
+            of("curve", "simclr-512", points, backbone="narrow", curve_epochs=60),
+            of("curve", "simclr-2048", points, backbone="wide", curve_epochs=60),
+            of("methods", "byol", {"rise": STILL, **measured(), "tuned": compared(seeds=(0.02,))},
+               backbone="narrow", methods_epochs=10, methods_tune_epochs=1, tune_optimizer="adamw"),
+            of("repair", "simclr", {"rates": {"paper": compared()}},
+               backbone="narrow", repair_epochs=2, tune_optimizer="adamw"),
+        ]
+    )  # fmt: skip
+    assert (
+        "Here: C1, C2, C5, C6: `narrow` and `wide` on 12,500 images for 60 and 10 epochs; C7, C8: `narrow`, 1 and 2 "
+        "epochs of fine-tuning by adamw on 12,500 images. In the paper: photographs, "
+    ) in page
+    for claim in ("C7", "C8"):
+        assert "2 cases (1 seed each in methods, 2 seeds each in repair): holds in 2;" in sentence(page, claim)
+
+
+def test_undertrained_is_said_to_be_what_it_is():
+    found = [
+        result("methods", name, {"rise": rise, **measured()}) for name, rise in (("byol", RISING), ("moco", STILL))
+    ]
+    page = render_page([*found, result("methods", "dino", {"rise": None, **measured()})])
+    assert [row(page, name)[2] for name in ("byol", "moco", "dino")] == ["rising: undertrained", "flat", "-"]
+    assert "still rising at the end of its schedule" in page and "does not mean trained out" in page
+
+
+def test_brackets_are_explained():
+    page = render_page([])
+    assert "nothing of other encoders or images" not in page
+    assert "over test images; for C3 and the table\nof where features look, over features." in page
+    assert "closed-form ridge" in render_page(everything())

@@ -3,14 +3,33 @@ from pathlib import Path
 import pytest
 from reference.study_results import RISING, STILL, compared, everything, explained, measured, result
 
+from qscore.evaluate import judgement as evaluate_judgement
+from qscore.explain import judgement as explain_judgement
 from qscore.study.reproduce.results import read_results
 from qscore.study.reproduce.verdicts import CLAIMS, LEAST_AUROC, Case, cases, judge, overall
 
 HOLDS, WEAKLY, FAILS, UNTESTED = "holds", "holds weakly", "does not hold here", "cannot be tested"
 
 
+SIXTY = measured()["compression"][0]
+REFUSED = {"learning_rate": 2e-4, "refused": "its features are signed."}
+
+
 def methods(**changes):
     return result("methods", "byol", {"rise": STILL, **measured(**changes)})
+
+
+def unexplained(*, complete, **more):
+    """A result on shapes whose fine-tuned encoders were not explained."""
+    places = {"start": explained({}), "free": explained({})}
+    return result("shapes", "simclr", {"rise": STILL, "explained": places, **more}, complete=complete)
+
+
+def diverged(arm):
+    """A comparison in which an arm diverged with its only seed."""
+    found = compared()
+    found["arms"][arm] = found["arms"][arm] | {"metrics": {}, "failed": {"0": "the loss is NaN\nat step 3."}}
+    return found | {"differences": {}}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +114,6 @@ def test_without_a_random_d_c7_asks_for_the_arms_that_were_run():
     del tuned["differences"]["qscore"]["random-d"]
     [case] = cases("C7", [result("methods", "byol", {"rise": RISING, **measured(), "tuned": tuned})])
     assert (case.verdict, case.undertrained) == (HOLDS, True)
-    refused = {"learning_rate": 1e-5, "refused": "it is signed"}
-    assert cases("C7", [result("methods", "byol", {"rise": None, **measured(), "tuned": refused})]) == []
-    diverged = compared() | {"differences": {}}
-    [case] = cases("C7", [result("repair", "simclr", {"rates": {"paper": diverged}})])
-    assert case.verdict == UNTESTED
 
 
 def test_controls_and_unfinished_curves_are_no_cases():
@@ -128,8 +142,6 @@ def test_c10_must_hold_against_plain_fine_tuning_too(from_start, from_plain, ver
     places |= {"from-start": explained({"C10": from_start}), "from-plain": explained({"C10": from_plain})}
     found = [result("shapes", "simclr", {"rise": None, "explained": places})]
     assert [case.verdict for case in cases("C10", found)] == [verdict]
-    del places["from-start"], places["from-plain"]
-    assert cases("C10", found) == []
 
 
 def test_c3_is_read_where_backgrounds_are_free_and_the_others_where_they_are_tied():
@@ -144,6 +156,8 @@ def test_the_supervised_control_counts_for_no_claim():
     places = {"start": explained(dict.fromkeys(("C3", "C4", "C9"), HOLDS)), "free": explained({"C3": HOLDS})}
     found = [result("shapes", "supervised", {"rise": None, "explained": places})]
     assert [cases(name, found) for name in ("C3", "C4", "C9", "C10")] == [[], [], [], []]
+    shown = [cases(name, [*found, *everything()], controls=True) for name in CLAIMS]
+    assert [[case.verdict for case in of] for of in shown] == [[], [], [HOLDS], [HOLDS], [], [], [], [], [HOLDS], []]
 
 
 def test_every_claim_has_a_verdict():
@@ -159,3 +173,149 @@ def test_every_claim_has_a_verdict():
 def test_the_committed_results_can_be_read():
     folder = Path(__file__).parents[2] / "docs" / "results"
     assert all(found["found"] for found in read_results(folder))
+
+
+def test_a_collapsed_encoder_is_a_case_that_cannot_be_tested():
+    failed = {"rise": None, "failed": "all representations\nare the same."}
+    on_images, on_shapes = (result(stage, "dino", failed) for stage in ("methods", "shapes"))
+    for name in CLAIMS:
+        [case] = cases(name, [on_images, on_shapes])
+        assert (case.verdict, case.reason) == (UNTESTED, "all representations are the same")
+        assert case.stage == ("shapes" if name in ("C3", "C4", "C9", "C10") else "methods")
+        assert cases(name, [on_images], controls=True) == []
+    assert [verdict for verdict, _ in judge([on_images, on_shapes]).values()] == [UNTESTED] * 10
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C5", "C6"])
+def test_a_curve_is_judged_by_its_last_checkpoint_though_it_failed(claim):
+    good, bad = {"epoch": 10, "rise": None, **measured()}, {"epoch": 20, "failed": "not finite"}
+    [case] = cases(claim, [result("curve", "simclr-512", {"checkpoints": [good, bad]})])
+    assert (case.verdict, case.reason) == (UNTESTED, "not finite")
+    [case] = cases(claim, [result("curve", "simclr-512", {"checkpoints": [bad, good]})])
+    assert case.verdict != UNTESTED
+    assert cases(claim, [result("curve", "simclr-512", {"checkpoints": [good, bad]}, complete=False)]) == []
+
+
+@pytest.mark.parametrize("claim", ["C7", "C8"])
+def test_a_fine_tuning_that_was_refused_or_diverged_cannot_be_tested(claim):
+    [case] = cases(claim, [result("methods", "byol", {"rise": RISING, **measured(), "tuned": REFUSED})])
+    assert (case.verdict, case.reason) == (UNTESTED, "its features are signed")
+    assert (case.encoder, case.undertrained) == ("byol (methods) at 0.0002", True)
+    for arm, title in (("qscore", "Q-Score"), ("plain", "plain")):
+        [case] = cases(claim, [result("repair", "simclr", {"rates": {"paper": diverged(arm)}})])
+        assert (case.verdict, case.reason) == (UNTESTED, f"{title}: the loss is NaN at step 3")
+    assert cases(claim, [result("methods", "byol", {"rise": None, **measured(), "tuned": {}})]) == []
+
+
+def test_c10_after_a_refusal_or_a_diverged_arm_is_told_with_the_reason():
+    for complete in (False, True):
+        [case] = cases("C10", [unexplained(complete=complete, tuned=REFUSED)])
+        assert (case.verdict, case.reason) == (UNTESTED, "its features are signed")
+        [case] = cases("C10", [unexplained(complete=complete, tuned=diverged("plain"))])
+        assert (case.verdict, case.reason) == (UNTESTED, "plain: the loss is NaN at step 3")
+    assert cases("C10", [unexplained(complete=False)]) == cases("C10", [unexplained(complete=False, tuned={})]) == []
+    assert cases("C10", [unexplained(complete=False, tuned=compared())]) == []
+    [case] = cases("C10", [unexplained(complete=True, tuned=compared())])
+    assert (case.verdict, case.reason) == (UNTESTED, "an arm of the fine-tuning has no numbers")
+
+
+@pytest.mark.parametrize(
+    ("claim", "where", "name"),
+    [
+        ("C5", ("scores", "q_score", "auroc"), "value"),
+        ("C5", ("scores", "q_score", "auroc"), "low"),
+        ("C6", ("compression", 0), "change"),
+        ("C6", ("compression", 0), "change_low"),
+        ("C7", ("tuned", "differences", "qscore", "plain", "accuracy"), "value"),
+        ("C8", ("tuned", "differences", "qscore", "plain", "hoyer"), "value"),
+    ],
+)
+def test_a_number_that_was_not_measured_cannot_be_tested(claim, where, name):
+    found = {"rise": STILL, **measured(), "tuned": compared()}
+    [case] = cases(claim, [result("methods", "byol", found)])
+    assert case.verdict == HOLDS
+    inner = found
+    for step in where:
+        inner = inner[step]
+    inner[name] = None
+    [case] = cases(claim, [result("methods", "byol", found)])
+    assert case.verdict == UNTESTED and case.reason
+
+
+def test_a_repair_is_as_undertrained_as_the_narrowest_curve_it_started_from():
+    def curve(name, rise, **changes):
+        return result("curve", name, {"checkpoints": [{"epoch": 20, "rise": rise, **measured()}]}, **changes)
+
+    repair = result("repair", "simclr", {"rates": {"paper": compared()}})
+    for rise, other, expected in ((RISING, STILL, True), (STILL, RISING, False), (None, RISING, False)):
+        others = [
+            curve("simclr-2048", other),
+            curve("vicreg-16", other),
+            curve("simclr-512", other, seed=1),
+            curve("simclr-256", other, complete=False),
+        ]
+        for claim in ("C7", "C8"):
+            [case] = cases(claim, [*others, curve("simclr-512", rise), repair])
+            assert case.undertrained is expected
+    [case] = cases("C7", [repair])
+    assert case.undertrained is False
+
+
+def conditions(*met):
+    return {f"condition {k}": value for k, value in enumerate(met)}
+
+
+def test_what_was_not_met_is_named_of_what_decided():
+    found = measured()
+    found["claims"] |= {"verdicts": {"C1": FAILS, "C2": WEAKLY}}
+    found["claims"]["conditions"] = {"C1": conditions(True, False, False), "C2": conditions(True, True, False, None)}
+    first, second = (cases(name, [result("methods", "byol", {"rise": STILL, **found})])[0] for name in ("C1", "C2"))
+    assert first.unmet == ("condition 1",)  # a claim that fails does so by the decisive ones
+    assert second.unmet == ("condition 2", "condition 3 (not measured)")
+    [older] = cases("C1", [methods()])
+    assert older.unmet == ()
+
+
+def test_both_judgements_have_equally_many_decisive_conditions():
+    assert evaluate_judgement.N_DECISIVE == explain_judgement.N_DECISIVE
+
+
+def test_what_c10_did_not_meet_is_told_of_the_worse_comparison():
+    asked = {"conditions": {"C10": conditions(False, True)}}
+    places = {"from-start": explained({"C10": HOLDS}) | asked, "from-plain": explained({"C10": FAILS}) | asked}
+    [case] = cases("C10", [result("shapes", "simclr", {"rise": None, "explained": places})])
+    assert case.unmet == ("condition 0, against plain fine-tuning",)
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "unmet"),
+    [
+        ("C5", {}, ()),
+        ("C5", {"auroc": (0.56, 0.55, 0.58)}, ("an AUROC that reaches 0.5735",)),
+        ("C5", {"auroc": (0.5, 0.4, 0.6), "above": 0.0}, ("an AUROC above 0.5",)),
+        ("C5", {"gain_on_norm": None}, ("a gain on top of the norm",)),
+        ("C6", {"compression": [SIXTY | {"holds": False}]}, ("accuracy above random sets' 95th percentile",)),
+        ("C6", {"compression": [SIXTY | {"holds": False, "retained": False}]}, ("a change above -1 point",)),
+    ],
+)
+def test_c5_and_c6_name_what_was_not_met(claim, changes, unmet):
+    [case] = cases(claim, [methods(**changes)])
+    assert case.unmet == unmet
+
+
+RIVALS = ("accuracy above that at learning rate 0", "accuracy above that with a random D")
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "unmet"),
+    [
+        ("C7", {}, ()),
+        ("C7", {"accuracy": (0.01, -0.001, 0.02), "on_still": 0}, ("accuracy above that of plain fine-tuning",)),
+        ("C7", {"on_random": 0, "on_still": 0, "seeds": (1, -1)}, ("a higher accuracy with every seed", *RIVALS)),
+        ("C8", {"hoyer": 0.0}, ("Hoyer sparsity above that of plain fine-tuning", "a rise by 0.001")),
+        ("C8", {"hoyer": 0.0095, "zeros": 0.0}, ("a rise by 0.01", "a larger share of exact zeros")),
+    ],
+)
+def test_c7_and_c8_name_what_was_not_met(claim, changes, unmet):
+    [case] = cases(claim, [result("repair", "simclr", {"rates": {"paper": compared(**changes)}})])
+    assert (case.unmet, case.seeds, case.stage) == (unmet, 2, "repair")

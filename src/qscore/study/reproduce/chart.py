@@ -8,6 +8,8 @@ import altair as alt
 import vl_convert
 
 from qscore._files import atomic_path
+from qscore.study.reproduce.rules import dig
+from qscore.study.reproduce.tables import label
 
 __all__ = ["SHOWN", "curve_points", "shapes_points", "write_chart", "write_shapes_chart"]
 
@@ -26,7 +28,7 @@ def curve_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each checkpoint and score: encoder, epoch, accuracy in per cent, and AUROC with its interval."""
     return [
         {
-            "encoder": result["name"] + (f", seed {result['seed']}" if result["seed"] else ""),
+            "encoder": label(result),
             "scale": result["scale"],
             "epoch": point["epoch"],
             "accuracy": 100 * point["accuracy"],
@@ -35,9 +37,9 @@ def curve_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         for result in results
         if result["stage"] == "curve"
-        for point in result["found"]["checkpoints"]
+        for point in result["found"].get("checkpoints") or ()
         for name, (title, _) in SHOWN.items()
-        if name in point["scores"]
+        if dig(point, "scores", name, "auroc", "value") is not None and point["accuracy"] is not None
     ]
 
 
@@ -66,12 +68,13 @@ def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def shapes_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each feature of each encoder trained on drawn shapes: what it carries, and where it looks."""
-    found = [(result, result["found"].get("explained", {}).get("free", {}).get("points")) for result in results]
+    found = [(result, dig(result, "found", "explained", "free", "points")) for result in results]
     return [
-        {"encoder": result["name"], "scale": result["scale"], "feature": feature, "carries": carries, "looks": looks}
+        {"encoder": label(result), "scale": result["scale"], "feature": feature, "carries": carries, "looks": looks}
         for result, points in found
         if points
         for feature, carries, looks in zip(points["feature"], points["carries_class"], points["looks"], strict=True)
+        if carries is not None and looks is not None
     ]
 
 

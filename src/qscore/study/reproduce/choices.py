@@ -68,6 +68,6 @@ def mean_by_factor(results: Sequence[Found], names: Sequence[str]) -> dict[str, 
     found: dict[str, float | None] = {}
     for name in names:
         tests = [s["settings"].get(name, {}).get("test") for r in results for s in r["found"]["sources"]]
-        values = [test["value"] for test in tests if test is not None]
+        values = [test["value"] for test in tests if test is not None and test["value"] is not None]
         found[name] = float(np.mean(values)) if values else None
     return found

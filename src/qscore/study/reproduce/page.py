@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from qscore._files import atomic_path
-from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
 from qscore.study.reproduce import tables
 from qscore.study.reproduce.chart import curve_points, shapes_points, write_chart, write_shapes_chart
 from qscore.study.reproduce.results import FOLDER, SCALES, read_results
-from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, judge
+from qscore.study.reproduce.sentences import claim_sentences, repair_sentence, settings_sentence, terms_sentence
+from qscore.study.reproduce.tables import number
+from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, judge
 
 __all__ = ["CHART", "PAGE", "render_page", "write_page"]
 
 PAGE, CHART, SHAPES_CHART = "results.md", "results.svg", "results-shapes.svg"
 Found = Mapping[str, Any]
-PAPERS_SETTING = "ResNet-50 on ImageNet-1K and ResNet-18 on ImageNet-100, trained for hundreds of epochs"
 TITLES = {
     "curve": "From weak to strong: does Q fail from weakness, or in principle?",
     "repair": "Repair: the regulariser against its controls",
@@ -27,8 +27,16 @@ INTRODUCTION = """# Results
 
 The ten claims of Kalibhat et al. (AAAI 2024), put to the test. This page is made from the result files in `results/` by
 `make results`; verdicts follow from rules that were fixed before anything was run (`qscore.study.reproduce.verdicts`).
-No test label was used to choose anything. Brackets hold 95 % intervals over test rows; they say nothing of other
-encoders or images."""
+No test label was used to choose anything. Brackets hold 95 % bootstrap intervals over test images; for C3 and the table
+of where features look, over features. They speak of other images or features of that kind, not of other encoders."""
+READING = (
+    "A *case* is an encoder, or one of its fine-tunings; *controls*, a random and a supervised encoder, are none. *Not "
+    "met* are the conditions that stood in the way of a better verdict. *Not yet run*: no result answers the claim at "
+    "that scale, or its run has not got that far; the commands are at the end. *Unfinished* results are shown as far "
+    "as they go. *Undertrained*: the probe was still rising at the end of its schedule, from the last but one "
+    "checkpoint to the last by more than a standard error of the paired difference. A flat end does not mean trained "
+    "out: a cosine schedule, whose rate falls to 0, flattens any training."
+)
 CHART_TEXT = "AUROC of Q and its main rivals against probe accuracy, along each training"
 SHAPES_TEXT = "Where each feature looks, against what it carries"
 
@@ -72,7 +80,7 @@ def render_page(results: Sequence[Found]) -> str:
     """
     by_scale = {scale: [result for result in results if result["scale"] == scale] for scale in SCALES}
     parts = [INTRODUCTION, "## Verdicts", _lines(_verdict_table(by_scale))]
-    parts += ["A claim that was *not yet run* at a scale has no result file; the command for it is at the end."]
+    parts += [READING]
     for scale, found in by_scale.items():
         if found:
             parts += _scale(scale, found)
@@ -97,11 +105,14 @@ def _verdict_table(by_scale: Mapping[str, Sequence[Found]]) -> list[str]:
 def _scale(scale: str, results: Sequence[Found]) -> Iterator[str]:
     yield f"## Scale {scale}"
     yield _where(results)
-    yield _lines([f"- {sentence}" for sentence in _sentences(results)])
+    yield settings_sentence(results)
+    yield _lines([f"- {sentence}" for sentence in claim_sentences(results)])
     stages = {stage: [result for result in results if result["stage"] == stage] for stage in TITLES}
     for stage, title in TITLES.items():
         yield f"### {title}"
         yield from SECTIONS[stage](stages[stage]) if stages[stage] else [f"{MISSING.capitalize()}."]
+        if notes := tables.footnotes(stages[stage]):
+            yield _lines(["Cannot be tested, or is missing:", "", *notes])
     yield "### Commands"
     yield _lines(tables.commands(results))
 
@@ -109,80 +120,32 @@ def _scale(scale: str, results: Sequence[Found]) -> Iterator[str]:
 def _where(results: Sequence[Found]) -> str:
     """Say what was computed on what, in one paragraph."""
     images = {
-        f"{of['train']['n']:,} training images ({of['train']['name']}) and {of['test']['n']:,} test images "
+        f"{number(of['train']['n'], ',')} training images ({of['train']['name']}) and "
+        f"{number(of['test']['n'], ',')} test images "
         f"({of['test']['name']})"
         for of in (result["images"] for result in results)
     }
-    places = {f"{of['device']}, {of['cores']} cores, {of['processor']}" for of in (r["hardware"] for r in results)}
+    places = {
+        f"{of['device']}, {number(of['cores'], 'g')} cores, {of['processor']}"
+        for of in (result["hardware"] for result in results)
+    }
     versions = {", ".join(f"{name} {number}" for name, number in result["software"].items()) for result in results}
-    hours = sum(result["seconds"] for result in results) / 3600
+    hours = sum(result["seconds"] or 0 for result in results) / 3600
     return (
         f"{'; '.join(sorted(images))}. Computed on {'; '.join(sorted(places))}, with {'; '.join(sorted(versions))}; "
         f"{hours:.1f} hours in all, as far as they were counted."
     )
 
 
-def _sentences(results: Sequence[Found]) -> Iterator[str]:
-    """Yield a sentence or two a claim: verdict, numbers, and what differs from the paper's setting."""
-    for name, (verdict, found) in judge(results).items():
-        claim = CLAIMS[name]
-        if not found:
-            yield f"**{name}** ({claim.title}): {MISSING}."
-            continue
-        yield (
-            f"**{name}** ({claim.title}): **{verdict}**. {_counted(found)}; {claim.number} {_range(name, found)}. "
-            f"{_scope(name, results)}"
-        )
-
-
-def _counted(found: Sequence[Case]) -> str:
-    counts = {verdict: sum(case.verdict == verdict for case in found) for verdict in (HOLDS, WEAKLY, FAILS, UNTESTED)}
-    words = ", ".join(f"{verdict} in {n}" for verdict, n in counts.items() if n)
-    rising = sum(case.undertrained for case in found)
-    marked = f", {rising} of them undertrained" if rising else ""
-    return f"Of {len(found)} case{'s' if len(found) > 1 else ''}, it {words}{marked}"
-
-
-def _range(name: str, found: Sequence[Case]) -> str:
-    """Return the lowest and the highest main number, each with its interval and encoder."""
-    claim = CLAIMS[name]
-    known = sorted((case for case in found if case.value is not None), key=lambda case: float(case.value or 0.0))
-    if not known:
-        return "was not measured"
-
-    def said(case: Case) -> str:
-        scale, form = (100.0, f"{claim.sign}.2f") if claim.unit else (1.0, f"{claim.sign}.3f")
-        numbers = {"value": case.value, "low": case.low, "high": case.high}
-        value, _, rest = tables.interval(numbers, form, scale).partition(" ")
-        return f"{value}{claim.unit} {rest.removesuffix(')')}; {case.encoder})"
-
-    return said(known[0]) if len(known) == 1 else f"from {said(known[0])} to {said(known[-1])}"
-
-
-def _scope(name: str, results: Sequence[Found]) -> str:
-    """Say what differs from the paper's setting."""
-    stage = "shapes" if name in ("C3", "C4", "C9", "C10") else "repair" if name in ("C7", "C8") else "curve"
-    settings = {key: value for result in results for key, value in result["settings"].items()}
-    network = str(settings.get("backbone"))
-    if stage == "shapes":
-        return f"Drawn shapes and {network}, where the paper looks at photographs with {PAPERS_SETTING.split(',')[0]}."
-    n = max(result["images"]["train"]["n"] for result in results)
-    if stage == "repair":
-        epochs = " or ".join(str(settings[key]) for key in ("repair_epochs", "methods_tune_epochs") if key in settings)
-        return (
-            f"{network} on {n:,} images, {epochs} epochs of fine-tuning by {settings.get('tune_optimizer')}; in the "
-            f"paper {PAPERS_SETTING}, and 50 epochs."
-        )
-    epochs = " and ".join(str(settings[key]) for key in ("curve_epochs", "methods_epochs") if key in settings)
-    return f"{network} on {n:,} images for {epochs} epochs; in the paper {PAPERS_SETTING}."
-
-
 def _curve(results: Sequence[Found]) -> Iterator[str]:
-    yield f"![{CHART_TEXT}]({CHART})"
+    if curve_points(results):
+        yield f"![{CHART_TEXT}]({CHART})"
+    first = any(point["epoch"] == 0 for result in results for point in result["found"].get("checkpoints") or ())
+    initial = "; epoch 0 is the random initialisation" if first else ""
     yield (
-        "Epsilon is automatic, fitted on the training rows; epoch 0 is the random initialisation. In the paper, AUROC "
-        "of version 1's score is up to 0.90, and average precision of Q 91.45 % (ImageNet-100) and 78.78 % "
-        "(ImageNet-1K); that of a coin equals the probe's accuracy."
+        f"Epsilon is automatic, fitted on the training rows{initial}. In the paper, AUROC of version 1's score is up "
+        "to 0.90, and average precision of Q 91.45 % (ImageNet-100) and 78.78 % (ImageNet-1K); that of a coin equals "
+        "the probe's accuracy."
     )
     yield _lines(tables.curve(results))
     yield "All scores on the last checkpoint of each:"
@@ -190,28 +153,29 @@ def _curve(results: Sequence[Found]) -> Iterator[str]:
 
 
 def _repair(results: Sequence[Found]) -> Iterator[str]:
+    yield (
+        "The paper reports up to +5.8 % (ImageNet-100) and +3.7 % (ImageNet-1K). The two gradients are those on the "
+        "representations, over that of the self-supervised loss, means over the fine-tuning; Lasso has a norm term "
+        "alone."
+    )
     for result in results:
-        for name, rate in result["found"]["rates"].items():
-            of = rate["settings"]
-            yield (
-                f"{tables.label(result)}, the {name} learning rate, {rate['learning_rate']:g}: {len(rate['seeds'])} "
-                f"seeds of {of['epochs']} epochs by {of['optimizer']}, {rate['n_discriminative']} features in D at "
-                f"epsilon {rate['epsilon']:g}. The paper reports up to +5.8 % (ImageNet-100) and +3.7 % (ImageNet-1K)."
-            )
+        for name, rate in (result["found"].get("rates") or {}).items():
+            yield repair_sentence(tables.label(result), name, rate)
             yield _lines(tables.repair(rate))
+            if said := terms_sentence(rate):
+                yield said
 
 
 def _methods(results: Sequence[Found]) -> Iterator[str]:
     yield (
-        "Undertrained: the probe still rose from the last but one checkpoint to the last by more than a standard error "
-        "of the paired difference. C7 and C8: Q-Score regularisation against plain fine-tuning. The paper keeps 60 % "
-        "of the features."
+        "C6 compares accuracies of closed-form ridge, not of the probe in the second column; the paper keeps 60 % of "
+        "the features. C7 and C8: Q-Score regularisation against plain fine-tuning."
     )
     yield _lines(tables.methods(results))
 
 
 def _shapes(results: Sequence[Found]) -> Iterator[str]:
-    numbers = "; ".join(f"{name}, {CLAIMS[name].number}" for name in ("C3", "C4", "C9", "C10"))
+    numbers = "; ".join(f"{name}, {CLAIMS[name].number}" for name in ON_SHAPES)
     yield f"Main numbers: {numbers}."
     yield _lines(tables.shapes(results))
     if shapes_points(results):

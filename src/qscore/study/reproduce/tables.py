@@ -5,10 +5,15 @@ from typing import Any
 
 from qscore.evaluate.scores import SCORES
 from qscore.study.reproduce.choices import choose_settings, mean_by_factor
+from qscore.study.reproduce.rules import because, dig
+from qscore.study.reproduce.scales import CONTROLS
 from qscore.study.reproduce.sensitivity import AUTOMATIC, BANDS, EPSILONS, PAPERS, SCALINGS
-from qscore.study.reproduce.verdicts import cases
+from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, Case, cases
 
-__all__ = ["commands", "curve", "markdown", "methods", "repair", "rivals", "scatter", "sensitivity", "shapes"]
+__all__ = [
+    *("commands", "curve", "footnotes", "interval", "label", "markdown", "methods", "number", "repair", "rivals"),
+    *("scatter", "sensitivity", "shapes"),
+]
 
 Found = Mapping[str, Any]
 MAIN = (
@@ -29,6 +34,7 @@ SHORT = {
 }
 TITLES = {score.name: score.title for score in SCORES}
 NOTHING = "-"
+LEAST_SECONDS = 30
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -43,22 +49,57 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return [f"| {' | '.join(cells)} |" for cells in (list(columns), marks, *rows)]
 
 
-def number(value: float | None, form: str = ".3f") -> str:
+def number(value: float | None, form: str = ".3f", scale: float = 1.0) -> str:
     """Return a number, or a dash where there is none."""
-    return NOTHING if value is None else f"{value:{form}}"
+    return NOTHING if value is None else f"{value if scale == 1 else scale * value:{form}}"
 
 
 def interval(of: Found | None, form: str = ".3f", scale: float = 1.0) -> str:
     """Return a number with its interval in brackets."""
     if of is None or of["value"] is None:
         return NOTHING
-    value, low, high = (None if of[name] is None else scale * of[name] for name in ("value", "low", "high"))
-    return f"{number(value, form)} ({number(low, form)}, {number(high, form)})"
+    value, low, high = (number(of[name], form, scale) for name in ("value", "low", "high"))
+    return f"{value} ({low}, {high})"
 
 
 def label(result: Found) -> str:
     """Return what to call an encoder in a table."""
-    return str(result["name"]) + (f", seed {result['seed']}" if result["seed"] else "")
+    return str(result["name"]) + (f", seed {result['seed']}" if result["seed"] else "") + marks(result)
+
+
+def marks(result: Found) -> str:
+    """Return the marks of a result that is a control, or not finished."""
+    control = " (control)" if result["method"] in CONTROLS else ""
+    return control + ("" if result["complete"] else " (unfinished)")
+
+
+def footnotes(results: Sequence[Found]) -> list[str]:
+    """Return one line for each result and reason why something in its rows is missing."""
+    lines = []
+    for result in results:
+        whats: dict[str, list[str]] = {}
+        for what, reason in _missing(result):
+            whats.setdefault(reason, []).append(what)
+        lines += [f"- {label(result)} ({', '.join(dict.fromkeys(of))}): {reason}." for reason, of in whats.items()]
+    return lines
+
+
+def _missing(result: Found) -> Iterator[tuple[str, str]]:
+    found = result["found"]
+    for point in found.get("checkpoints") or ():
+        if "failed" in point:
+            yield f"epoch {number(point['epoch'], 'g')}", because(point["failed"])
+    both = (False, True)
+    judged = [
+        (claim, case) for claim in CLAIMS for control in both for case in cases(claim, [result], controls=control)
+    ]
+    if "failed" in found and not judged:
+        yield "all", because(found["failed"])
+    yield from ((claim, case.reason) for claim, case in judged if case.reason)
+    for rate in [*(found.get("rates") or {}).values(), found.get("tuned") or {}]:
+        for arm in (rate.get("arms") or {}).values():
+            for seed, reason in (arm.get("failed") or {}).items():
+                yield f"seed {seed} at {number(rate.get('learning_rate'), 'g')}", because(f"{arm['title']}: {reason}")
 
 
 def curve(results: Sequence[Found]) -> list[str]:
@@ -66,21 +107,20 @@ def curve(results: Sequence[Found]) -> list[str]:
     titles = [SHORT.get(name, TITLES[name]) for name in MAIN]
     rows = []
     for result in results:
-        for point in result["found"]["checkpoints"]:
-            scores = point["scores"]
-            aurocs = {name: scores[name]["auroc"] if name in scores else None for name in MAIN}
+        for point in result["found"].get("checkpoints") or [result["found"]]:
+            aurocs = {name: dig(point, "scores", name, "auroc") for name in MAIN}
             first = interval(aurocs.pop("q_score"))
-            cells = [first, *(NOTHING if of is None else number(of["value"]) for of in aurocs.values())]
-            mark = " (at chance)" if point["undefined"] else ""
+            mark = " (at chance)" if point.get("undefined") else ""
             rows.append(
                 [
-                    label(result) + ("" if result["complete"] else " (unfinished)"),
-                    str(point["epoch"]),
-                    f"{100 * point['accuracy']:.1f}{mark}",
-                    number(point["epsilon"], "g"),
-                    number(None if point["coverage"] is None else 100 * point["coverage"], ".1f"),
-                    *cells,
-                    number(scores["q_score"]["ap_correct"]["value"]) if scores else NOTHING,
+                    label(result),
+                    number(point.get("epoch"), "g"),
+                    number(point.get("accuracy"), ".1f", 100) + mark,
+                    number(point.get("epsilon"), "g"),
+                    number(point.get("coverage"), ".1f", 100),
+                    first,
+                    *(number(dig(of, "value")) for of in aurocs.values()),
+                    number(dig(point, "scores", "q_score", "ap_correct", "value")),
                 ]
             )
     return markdown(["encoder", "epoch", "probe, %", "epsilon", "coverage, %", *titles, "AP of Q"], rows)
@@ -88,9 +128,9 @@ def curve(results: Sequence[Found]) -> list[str]:
 
 def rivals(results: Sequence[Found]) -> list[str]:
     """Return one row for each score: its AUROC on the last checkpoint of each curve."""
-    last = {label(result): result["found"]["checkpoints"][-1]["scores"] for result in results}
+    last = {label(r): (r["found"].get("checkpoints") or [{}])[-1].get("scores") or {} for r in results}
     rows = [
-        [score.title, *(interval(scores.get(score.name, {}).get("auroc")) for scores in last.values())]
+        [score.title, *(interval(dig(scores, score.name, "auroc")) for scores in last.values())]
         for score in SCORES
         if any(score.name in scores for scores in last.values())
     ]
@@ -99,32 +139,34 @@ def rivals(results: Sequence[Found]) -> list[str]:
 
 def repair(rate: Found) -> list[str]:
     """Return one row for each arm at one learning rate."""
-    start = rate["start"]
-    rows = [["start", number(100 * start["accuracy"]["value"], ".2f"), *[NOTHING] * 5, *_quality(start)]]
-    for name, arm in rate["arms"].items():
-        metrics, of = arm["metrics"], rate["differences"].get(name, {})
-        plain = of.get("plain", {}).get("accuracy")
-        accuracy = metrics.get("accuracy")
+    start = rate.get("start") or {}
+    rows = [["start", number(dig(start, "accuracy", "value"), ".2f", 100), *[NOTHING] * 7, *_quality(start)]]
+    for name, arm in (rate.get("arms") or {}).items():
+        of = {against: dig(rate, "differences", name, against, "accuracy") for against in ("plain", "lr0", "random-d")}
+        ratios = arm.get("gradient_ratios") or {}
+        norm = "gradient_ratio" if "gradient_ratio" in ratios else "gradient_ratio_2"
         rows.append(
             [
                 arm["title"],
-                number(None if accuracy is None else 100 * accuracy["value"], ".2f"),
-                number(None if not accuracy or accuracy["seeds_sd"] is None else 100 * accuracy["seeds_sd"], ".2f"),
-                interval(plain, "+.2f", 100),
-                number(None if plain is None else 100 * plain["relative"]["value"], "+.2f"),
-                interval(of.get("lr0", {}).get("accuracy"), "+.2f", 100),
-                interval(of.get("random-d", {}).get("accuracy"), "+.2f", 100),
-                *_quality(metrics),
+                number(dig(arm, "metrics", "accuracy", "value"), ".2f", 100),
+                number(dig(arm, "metrics", "accuracy", "seeds_sd"), ".2f", 100),
+                interval(of["plain"], "+z.2f", 100),
+                number(dig(of["plain"], "relative", "value"), "+z.2f", 100),
+                interval(of["lr0"], "+z.2f", 100),
+                interval(of["random-d"], "+z.2f", 100),
+                number(dig(ratios, "gradient_ratio_1", "mean")),
+                number(dig(ratios, norm, "mean")),
+                *_quality(arm["metrics"]),
             ]
         )
     columns = ["arm", "probe, %", "sd of seeds", "points on plain", "relative, %", "on rate 0", "on random D"]
+    columns += ["gradient of the Q term", "of the norm term"]
     return markdown([*columns, "AUROC of Q", "Q / sigma", "Hoyer", "zeros, %"], rows)
 
 
 def _quality(metrics: Found) -> list[str]:
-    cells = [number(metrics.get(name, {}).get("value")) for name in ("auroc", "q_over_sigma", "hoyer")]
-    zeros = metrics.get("zeros", {}).get("value")
-    return [*cells, number(None if zeros is None else 100 * zeros, ".2f")]
+    cells = [number(dig(metrics, name, "value")) for name in ("auroc", "q_over_sigma", "hoyer")]
+    return [*cells, number(dig(metrics, "zeros", "value"), ".2f", 100)]
 
 
 def methods(results: Sequence[Found]) -> list[str]:
@@ -132,36 +174,43 @@ def methods(results: Sequence[Found]) -> list[str]:
     rows = []
     for result in results:
         found = result["found"]
-        verdicts = [case.verdict for claim in ("C1", "C2", "C5", "C6") for case in cases(claim, [result])]
-        point = next((p for p in found["compression"] or () if p["keep"] == 0.6), None)
-        tuned = found.get("tuned", {}).get("differences", {}).get("qscore", {}).get("plain", {})
-        rise = found["rise"]
+        verdicts = {claim: _verdict(cases(claim, [result])) for claim in ("C1", "C2", "C5", "C6")}
+        point = next((p for p in found.get("compression") or () if p["keep"] == 0.6), None)
+        tuned = dig(found, "tuned", "differences", "qscore", "plain")
+        rising = dig(found, "rise", "rising")
         rows.append(
             [
                 label(result),
-                f"{100 * found['accuracy']:.1f}",
-                NOTHING if rise is None else "yes" if rise["rising"] else "no",
-                interval(found["scores"].get("q_score", {}).get("auroc")),
-                *verdicts[:3],
-                NOTHING if point is None else f"{100 * point['change']:+.1f}",
-                verdicts[3],
-                interval(tuned.get("accuracy"), "+.2f", 100),
-                interval(tuned.get("hoyer"), "+.4f"),
+                number(found.get("accuracy"), ".1f", 100),
+                NOTHING if rising is None else "rising: undertrained" if rising else "flat",
+                interval(dig(found, "scores", "q_score", "auroc")),
+                *(verdicts[claim] for claim in ("C1", "C2", "C5")),
+                number(dig(point, "change"), "+z.1f", 100),
+                verdicts["C6"],
+                interval(dig(tuned, "accuracy"), "+z.2f", 100),
+                interval(dig(tuned, "hoyer"), "+z.4f"),
             ]
         )
-    columns = ["method", "probe, %", "undertrained", "AUROC of Q", "C1", "C2", "C5"]
-    columns += ["points at keep 0.6", "C6", "C7: points on plain", "C8: Hoyer on plain"]
+    columns = ["method", "probe, %", "end of schedule", "AUROC of Q", "C1", "C2", "C5"]
+    columns += ["points at keep 0.6 (ridge)", "C6", "C7: points on plain", "C8: Hoyer on plain"]
     return markdown(columns, rows)
 
 
+def _verdict(found: Sequence[Case]) -> str:
+    return found[0].verdict if found else NOTHING
+
+
 def shapes(results: Sequence[Found]) -> list[str]:
-    """Return one row for each method and claim."""
+    """Return one row for each method and claim; controls too, though they count for nothing."""
     rows = []
     for result in results:
-        for claim in ("C3", "C4", "C9", "C10"):
-            for case in cases(claim, [result]):
-                numbers = {"value": case.value, "low": case.low, "high": case.high}
-                rows.append([label(result), claim, case.verdict, interval(numbers, "+.4f")])
+        control = result["method"] in CONTROLS
+        found = [(claim, case) for claim in ON_SHAPES for case in cases(claim, [result], controls=control)]
+        for claim, case in found:
+            numbers = {"value": case.value, "low": case.low, "high": case.high}
+            rows.append([label(result), claim, case.verdict, interval(numbers, "+z.4f")])
+        if not found:
+            rows.append([label(result), NOTHING, MISSING, NOTHING])
     return markdown(["method", "claim", "verdict", "main number"], rows)
 
 
@@ -171,11 +220,9 @@ def scatter(results: Sequence[Found]) -> list[str]:
     rows = []
     for result in results:
         for place, title in places.items():
-            of = result["found"].get("explained", {}).get(place, {}).get("scatter")
+            of = dig(result, "found", "explained", place, "scatter", "carries_class")
             if of:
-                rows.append(
-                    [label(result), title, str(of["carries_class"]["n"]), interval(of["carries_class"], "+.3f")]
-                )
+                rows.append([label(result), title, number(of["n"], "g"), interval(of, "+z.3f")])
     return markdown(["method", "images", "features", "Spearman's correlation"], rows)
 
 
@@ -186,11 +233,12 @@ def sensitivity(results: Sequence[Found]) -> Iterator[list[str]]:
     single |= {f"band {b}": AUTOMATIC.replace("50-95", b) for b in BANDS if b != "50-95"}
     single |= {f"{s} H": AUTOMATIC.replace("raw", s) for s in SCALINGS if s != "raw"}
     single |= {"Q / sigma": f"{AUTOMATIC}/sigma", "v1": "raw, v1", "v1 of standardised H": "standardised, v1"}
+    unfinished = {(r["method"], of["source"]) for r in results if not r["complete"] for of in r["found"]["sources"]}
     means = mean_by_factor(results, list(single.values()))
     yield markdown(["setting", "mean AUROC"], [[name, number(means[setting])] for name, setting in single.items()])
     rows = [
         [
-            choice.source,
+            choice.source + (" (unfinished)" if (choice.method, choice.source) in unfinished else ""),
             interval(choice.papers),
             interval(choice.automatic),
             interval(choice.test),
@@ -203,12 +251,13 @@ def sensitivity(results: Sequence[Found]) -> Iterator[list[str]]:
 
 def commands(results: Sequence[Found]) -> list[str]:
     """Return one row for each result: the command, and the time it took."""
-    rows = [
-        [
-            f"{result['stage']} {label(result)}",
-            f"{result['seconds'] / 60:.0f}" + ("" if result["trained_here"] else ", training not counted"),
-            f"`{result['command']}`",
-        ]
-        for result in results
-    ]
+    rows = [[f"{result['stage']} {label(result)}", _minutes(result), f"`{result['command']}`"] for result in results]
     return ["| result | minutes | command |", "| :-- | --: | :-- |", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _minutes(result: Found) -> str:
+    """Return the minutes it took; a dash where nearly all of it was computed elsewhere."""
+    seconds, here = result["seconds"], result["trained_here"]
+    if seconds is None or (seconds < LEAST_SECONDS and not here):
+        return NOTHING
+    return f"{seconds / 60:.0f}" + ("" if here else ", training not counted")

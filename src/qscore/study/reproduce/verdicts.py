@@ -2,7 +2,8 @@
 
 Each claim is judged on every encoder that a finished training ended in, the controls left out (a *case*), and then as a
 whole: of the cases that can be tested, it *holds* if it holds in three quarters, *holds weakly* if it holds at least
-weakly in half, and otherwise *does not hold here*. "Above" and "below" mean that the whole 95 % interval lies there.
+weakly in half, and otherwise *does not hold here*. "Above" and "below" mean that the whole 95 % interval lies there. A
+case without numbers (a training that collapsed, a fine-tuning refused or diverged) *cannot be tested*, with the reason.
 
 - **C1, C2**: :func:`qscore.evaluate.judgement.judge`, on test rows.
 - **C3, C4, C9, C10**: :func:`qscore.explain.judgement.judge`, on drawn shapes; C3 where backgrounds are drawn evenly,
@@ -19,35 +20,21 @@ weakly in half, and otherwise *does not hold here*. "Above" and "below" mean tha
   even that any number of zeros behind the point would do. Beyond: by 0.01, and the share of exact zeros is above too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qscore.evaluate.judgement import FAILS, HOLDS, NOTABLE, UNTESTED, WEAKLY
+from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
+from qscore.study.reproduce.rules import LEAST_AUROC, RULES, Case, Encoder, because, dig, judge_shapes, untested
 from qscore.study.reproduce.scales import CONTROLS
 
-__all__ = ["CLAIMS", "MISSING", "Case", "Claim", "cases", "judge", "overall"]
+__all__ = ["CLAIMS", "LEAST_AUROC", "MISSING", "ON_SHAPES", "Case", "Claim", "cases", "judge", "overall"]
 
 MISSING = "not yet run"
 HOLDS_SHARE, WEAKLY_SHARE = 3 / 4, 1 / 2
-LEAST_AUROC = 0.5 + NOTABLE / 2
-LEAST_HOYER, NOTABLE_HOYER = 0.001, 0.01  # of a range of 1
-RANK = {FAILS: 0, WEAKLY: 1, HOLDS: 2}
+ON_SHAPES = ("C3", "C4", "C9", "C10")
 Found = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A claim on one encoder."""
-
-    encoder: str
-    """What was looked at, in words."""
-    verdict: str
-    value: float | None = None
-    """The claim's main number, with its 95 % interval."""
-    low: float | None = None
-    high: float | None = None
-    undertrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,10 @@ CLAIMS = {
         "",
     ),
     "C4": Claim(
-        "noisy features correspond to spurious attributes", "spurious IoU of D minus that of other features", "", ""
+        "noisy features correspond to spurious attributes",
+        "spurious IoU of D minus that of other features (claimed: below 0)",
+        "",
+        "",
     ),
     "C5": Claim(
         "Q predicts misclassification",
@@ -90,7 +80,12 @@ CLAIMS = {
         "",
         "",
     ),
-    "C6": Claim("40 % of the features can go", "change in accuracy with 60 % of the features", "up to 40 %", " points"),
+    "C6": Claim(
+        "40 % of the features can go",
+        "change in closed-form ridge's accuracy with 60 % of the features",
+        "up to 40 %",
+        " points",
+    ),
     "C7": Claim(
         "regularisation lifts the linear probe",
         "change in accuracy against plain fine-tuning",
@@ -139,137 +134,93 @@ def overall(found: Sequence[Case]) -> str:
     return WEAKLY if sum(verdict != FAILS for verdict in tested) >= WEAKLY_SHARE * len(tested) else FAILS
 
 
-def cases(claim: str, results: Sequence[Found]) -> list[Case]:
-    """Return a claim's cases: of encoders (C1, C2, C5, C6), of fine-tunings (C7, C8), or of shapes (all others)."""
+def cases(claim: str, results: Sequence[Found], *, controls: bool = False) -> list[Case]:
+    """Return a claim's cases: of encoders (C1, C2, C5, C6), of fine-tunings (C7, C8), or of shapes (all others).
+
+    Parameters
+    ----------
+    claim : str
+        A key of `CLAIMS`.
+    results : sequence of mapping
+        Of one scale.
+    controls : bool, default=False
+        Return what the rule says of the controls instead, which are never cases; on shapes only.
+    """
+    if claim in ON_SHAPES:
+        found = [_on_shapes(claim, one) for one in results if (one["method"] in CONTROLS) == controls]
+        return [case for case in found if case is not None]
     if claim in ("C7", "C8"):
-        return [RULES[claim](*fine_tuning) for fine_tuning in _fine_tunings(results)]
-    if claim in ("C1", "C2", "C5", "C6"):
-        return [RULES[claim](*encoder) for encoder in _encoders(results)]
-    methods = [result for result in results if result["stage"] == "shapes" and result["method"] not in CONTROLS]
-    explained = [result for result in methods if "explained" in result["found"]]
-    found = [_shapes(claim, result) for result in explained]
-    return [case for case in found if case is not None]
+        return [replace(_judged(claim, of), seeds=_n_seeds(of.found)) for of in _fine_tunings(results) if not controls]
+    return [_judged(claim, of) for of in _encoders(results) if not controls]
 
 
-def _encoders(results: Sequence[Found]) -> Iterator[tuple[str, Found, bool]]:
-    """Yield name, numbers, and whether it is undertrained, of each encoder that a training ended in."""
+def _judged(claim: str, of: Encoder) -> Case:
+    return untested(of, of.failed) if of.failed else RULES[claim](of)
+
+
+def _encoders(results: Sequence[Found]) -> Iterator[Encoder]:
+    """Yield each encoder that a training ended in, or should have."""
     for result in results:
-        found, name = result["found"], _name(result)
+        found = result["found"]
         if result["stage"] == "curve" and result["complete"] and result["method"] not in CONTROLS:
-            last = found["checkpoints"][-1]
-            yield name, last, bool((last["rise"] or {}).get("rising"))
-        elif result["stage"] == "methods" and "scores" in found:
-            yield name, found, bool((found["rise"] or {}).get("rising"))
+            last = (found.get("checkpoints") or [found])[-1]
+            yield _encoder(result, last)
+        elif result["stage"] == "methods" and ("scores" in found or "failed" in found):
+            yield _encoder(result, found)
 
 
-def _fine_tunings(results: Sequence[Found]) -> Iterator[tuple[str, Found, bool]]:
+def _encoder(result: Found, found: Found, *, name: str = "", risen: Found | None = None) -> Encoder:
+    reason = found.get("failed")
+    rising = dig(found if risen is None else risen, "rise", "rising")
+    return Encoder(_name(result) + name, result["stage"], found, bool(rising), because(reason) if reason else None)
+
+
+def _fine_tunings(results: Sequence[Found]) -> Iterator[Encoder]:
     for result in results:
-        found, name = result["found"], _name(result)
+        found = result["found"]
         if result["stage"] == "repair":
-            for rate in found["rates"].values():
-                yield f"{name} at {rate['learning_rate']:g}", rate, False
-        elif result["stage"] == "methods" and "differences" in found.get("tuned", {}):
-            rising = bool((found["rise"] or {}).get("rising"))
-            yield f"{name} at {found['tuned']['learning_rate']:g}", found["tuned"], rising
+            rates = found.get("rates") or ({"": found} if "failed" in found else {})
+            for rate in rates.values():
+                yield _encoder(result, rate, name=_at(rate), risen=_end_of_curve(result, results))
+        elif result["stage"] == "methods":
+            tuned = found.get("tuned") or {}
+            if "failed" in found:
+                yield _encoder(result, found)
+            elif "differences" in tuned or "refused" in tuned:
+                yield _encoder(result, tuned, name=_at(tuned), risen=found)
+
+
+def _end_of_curve(result: Found, results: Sequence[Found]) -> Found:
+    """Return the last checkpoint of the curve that a repair started from: same method and seed, narrowest width."""
+    curves = [
+        (int("0" + re.sub(r"^.*?(\d*)$", r"\1", one["name"])), one["found"]["checkpoints"][-1])
+        for one in results
+        if one["stage"] == "curve" and one["complete"] and one["found"].get("checkpoints")
+        if (one["method"], one["seed"]) == (result["method"], result["seed"])
+    ]
+    return min(curves, key=lambda curve: curve[0])[1] if curves else {}
+
+
+def _on_shapes(claim: str, result: Found) -> Case | None:
+    control = result["method"] in CONTROLS
+    if result["stage"] != "shapes" or (control and claim == "C10"):  # controls are not fine-tuned
+        return None
+    of = _encoder(result, result["found"])
+    return untested(of, of.failed) if of.failed else judge_shapes(claim, of, result["complete"])
+
+
+def _at(fine_tuning: Found) -> str:
+    rate = fine_tuning.get("learning_rate")
+    return "" if rate is None else f" at {rate:g}"
+
+
+def _n_seeds(fine_tuning: Found) -> int | None:
+    """Return the number of seeds that both Q-Score regularisation and plain fine-tuning finished with."""
+    paired = dig(fine_tuning, "differences", "qscore", "plain", "accuracy", "seeds")
+    return len(paired) if paired else None
 
 
 def _name(result: Found) -> str:
     seed = f", seed {result['seed']}" if result["seed"] else ""
-    return f"{result['name']} ({result['stage']}{seed})"
-
-
-def _graded(decisive: bool, beyond: bool) -> str:
-    return (HOLDS if beyond else WEAKLY) if decisive else FAILS
-
-
-def _record(records: Sequence[Found], **wanted: str) -> Found | None:
-    return next((row for row in records if all(row[name] == value for name, value in wanted.items())), None)
-
-
-def _numbers(row: Found | None) -> tuple[float | None, float | None, float | None]:
-    return (None, None, None) if row is None else (row["value"], row["low"], row["high"])
-
-
-def _above(row: Found | None, bound: float = 0.0) -> bool:
-    return row is not None and row["low"] is not None and row["low"] > bound
-
-
-def _first_two(claim: str, quantity: str, statistic: str) -> Callable[[str, Found, bool], Case]:
-    def rule(name: str, found: Found, rising: bool) -> Case:
-        claims = found["claims"]
-        if found["undefined"] or claims is None:
-            return Case(name, UNTESTED, undertrained=rising)
-        row = _record(claims["records"], quantity=quantity, statistic=statistic, scope="overall")
-        return Case(name, claims["verdicts"][claim], *_numbers(row), rising)
-
-    return rule
-
-
-def _predicts(name: str, found: Found, rising: bool) -> Case:
-    if found["undefined"] or "q_score" not in found["scores"]:
-        return Case(name, UNTESTED, undertrained=rising)
-    auroc = found["scores"]["q_score"]["auroc"]
-    rivals = [found["q_minus"].get(rival, {}).get("auroc") for rival in ("q_without_d", "q_random_d", "l2_norm")]
-    beyond = auroc["value"] >= LEAST_AUROC and all(_above(rival) for rival in rivals)
-    verdict = _graded(_above(auroc, 0.5), beyond and _above(found["gain_on_norm"]))
-    return Case(name, verdict, *_numbers(auroc), rising)
-
-
-def _compresses(name: str, found: Found, rising: bool) -> Case:
-    point = next((point for point in found["compression"] or () if point["keep"] == 0.6), None)
-    if point is None or found["undefined"]:
-        return Case(name, UNTESTED, undertrained=rising)
-    numbers = (point["change"], point["change_low"], point["change_high"])
-    return Case(name, _graded(point["retained"], point["holds"]), *numbers, rising)
-
-
-def _lifts(name: str, found: Found, rising: bool) -> Case:
-    of = found["differences"].get("qscore", {})
-    plain = of.get("plain", {}).get("accuracy")
-    if plain is None:
-        return Case(name, UNTESTED, undertrained=rising)
-    others = [of[arm].get("accuracy") for arm in ("lr0", "random-d") if arm in of]
-    agree = all(value is not None and value > 0 for value in plain["seeds"].values())
-    return Case(name, _graded(_above(plain), agree and all(map(_above, others))), *_numbers(plain), rising)
-
-
-def _sparser(name: str, found: Found, rising: bool) -> Case:
-    of = found["differences"].get("qscore", {}).get("plain", {})
-    if "hoyer" not in of or "zeros" not in of:
-        return Case(name, UNTESTED, undertrained=rising)
-    change = of["hoyer"]["value"]
-    decisive = _above(of["hoyer"]) and change >= LEAST_HOYER
-    return Case(
-        name, _graded(decisive, change >= NOTABLE_HOYER and _above(of["zeros"])), *_numbers(of["hoyer"]), rising
-    )
-
-
-SHAPES = {  # claim -> the explanation it is read from, and its main number
-    "C3": ("free", "gap_discriminative - gap_random", "mean"),
-    "C4": ("start", "spurious_discriminative - spurious_outside", "mean"),
-    "C9": ("start", "q_score ~ core_discriminative", "spearman"),
-    "C10": ("from-plain", "core_discriminative", "change"),
-}
-
-
-def _shapes(claim: str, result: Found) -> Case | None:
-    explained, rising = result["found"]["explained"], bool((result["found"]["rise"] or {}).get("rising"))
-    where, quantity, statistic = SHAPES[claim]
-    if where not in explained:
-        return None
-    verdicts = [explained[where]["verdicts"].get(claim, UNTESTED)]
-    if claim == "C10":
-        verdicts.append(explained["from-start"]["verdicts"].get(claim, UNTESTED))
-    worst = UNTESTED if UNTESTED in verdicts else min(verdicts, key=RANK.__getitem__)
-    row = _record(explained[where]["records"], quantity=quantity, statistic=statistic)
-    return Case(_name(result), worst, *_numbers(row), rising)
-
-
-RULES: dict[str, Callable[[str, Found, bool], Case]] = {
-    "C1": _first_two("C1", "z", "cliffs_delta"),
-    "C2": _first_two("C2", "purity_discriminative", "excess"),
-    "C5": _predicts,
-    "C6": _compresses,
-    "C7": _lifts,
-    "C8": _sparser,
-}
+    unfinished = "" if result["complete"] else ", unfinished"
+    return f"{result['name']} ({result['stage']}{seed}{unfinished})"

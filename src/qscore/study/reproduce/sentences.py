@@ -1,0 +1,180 @@
+"""The sentences of the results page, made from result files and verdicts."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
+from qscore.study.reproduce.rules import because, dig
+from qscore.study.reproduce.scales import CONTROLS
+from qscore.study.reproduce.tables import NOTHING, interval, number
+from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, judge
+
+__all__ = ["claim_sentences", "repair_sentence", "settings_sentence", "terms_sentence"]
+
+Found = Mapping[str, Any]
+MOST_UNMET = 4
+RIVALS = ("plain", "lasso", "random-d")
+PAPERS_SETTING = (
+    "In the paper: photographs, ResNet-50 on ImageNet-1K and ResNet-18 on ImageNet-100, trained for hundreds of "
+    "epochs, and 50 epochs of fine-tuning."
+)
+
+
+def claim_sentences(results: Sequence[Found]) -> Iterator[str]:
+    """Yield a sentence or two for each claim: verdict, counts, numbers, and which conditions were not met.
+
+    Parameters
+    ----------
+    results : sequence of mapping
+        Of one scale, at least one.
+    """
+    for name, (verdict, found) in judge(results).items():
+        claim = CLAIMS[name]
+        if not found:
+            yield f"**{name}** ({claim.title}): {MISSING}."
+            continue
+        yield (
+            f"**{name}** ({claim.title}): **{verdict}**. "
+            f"{_counted(found)}; {claim.number}: {_range(name, found)}.{_unmet(found)}"
+        )
+
+
+def _counted(found: Sequence[Case]) -> str:
+    rising = sum(case.undertrained for case in found)
+    if len(found) == 1:
+        return f"One case{_seeds(found)}{', undertrained' if rising else ''}"
+    counts = {verdict: sum(case.verdict == verdict for case in found) for verdict in (HOLDS, WEAKLY, FAILS, UNTESTED)}
+    words = ", ".join(f"{verdict} in {n}" for verdict, n in counts.items() if n)
+    return f"{len(found)} cases{_seeds(found)}: {words}{f' ({rising} undertrained)' if rising else ''}"
+
+
+def _seeds(found: Sequence[Case]) -> str:
+    """Say how many fine-tunings a case is the mean of, which differs between stages."""
+    numbers: dict[str, set[int]] = {}
+    for case in found:
+        if case.seeds:
+            numbers.setdefault(case.stage, set()).add(case.seeds)
+    said = [f"{' or '.join(map(str, sorted(of)))} {_plural(of)} each in {stage}" for stage, of in numbers.items()]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _plural(numbers: set[int]) -> str:
+    return "seed" if numbers == {1} else "seeds"
+
+
+def _range(name: str, found: Sequence[Case]) -> str:
+    """Return the lowest and the highest main number, each with its interval and encoder."""
+    claim = CLAIMS[name]
+    known = sorted((case for case in found if case.value is not None), key=lambda case: float(case.value or 0.0))
+    if not known:
+        return "not measured"
+
+    def said(case: Case) -> str:
+        scale, form = (100.0, f"{claim.sign}z.2f") if claim.unit else (1.0, f"{claim.sign}z.3f")
+        numbers = {"value": case.value, "low": case.low, "high": case.high}
+        value, _, rest = interval(numbers, form, scale).partition(" ")
+        return f"{value}{claim.unit} {rest.removesuffix(')')}; {case.encoder})"
+
+    return said(known[0]) if len(known) == 1 else f"from {said(known[0])} to {said(known[-1])}"
+
+
+def _unmet(found: Sequence[Case]) -> str:
+    """Name the conditions that stood in the way, the most frequent first."""
+    tested = [case for case in found if case.verdict != UNTESTED]
+    counts = Counter(words for case in tested for words in case.unmet).most_common()
+    if not counts:
+        return ""
+    said = [f"{words} ({n} of {len(tested)})" if len(tested) > 1 else words for words, n in counts[:MOST_UNMET]]
+    more = f"; and {len(counts) - MOST_UNMET} more" if len(counts) > MOST_UNMET else ""
+    return f" Not met: {'; '.join(said)}{more}."
+
+
+def settings_sentence(results: Sequence[Found]) -> str:
+    """Say on what and for how long encoders were trained, and what the paper's setting is.
+
+    Parameters
+    ----------
+    results : sequence of mapping
+        Of one scale, at least one.
+    """
+    said = []
+    for claims, stages in (("C1, C2, C5, C6", ("curve", "methods")), ("C7, C8", ("repair", "methods"))):
+        of = _of(results, stages)
+        if not of:
+            continue
+        images = _both(sorted({number(result["images"]["train"]["n"], ",") for result in of}))
+        if stages[0] == "curve":
+            epochs = _both(_settings(of, "curve_epochs", "methods_epochs"))
+            said.append(f"{claims}: {_backbones(of)} on {images} images for {epochs} epochs")
+        else:
+            epochs = _both(_settings(of, "repair_epochs", "methods_tune_epochs"))
+            optimizer = _both(_settings(of, "tune_optimizer"))
+            said.append(f"{claims}: {_backbones(of)}, {epochs} epochs of fine-tuning by {optimizer} on {images} images")
+    if shapes := _of(results, ("shapes",)):
+        known = _settings(shapes, "shapes_epochs")
+        trained = f" for {_both(known)} epochs" if known else ""
+        said.append(f"C3, C4, C9, C10: {_backbones(shapes)} on drawn shapes{trained}")
+    here = f"Here: {'; '.join(said)}. " if said else ""
+    return here + PAPERS_SETTING
+
+
+def _of(results: Sequence[Found], stages: Sequence[str]) -> list[Found]:
+    """Return the results that cases come from."""
+    return [result for result in results if result["stage"] in stages and result["method"] not in CONTROLS]
+
+
+def _settings(results: Sequence[Found], *names: str) -> list[str]:
+    """Return the distinct values of some settings."""
+    values = [result["settings"].get(name) for result in results for name in names]
+    return [str(value) for value in dict.fromkeys(values) if value is not None]
+
+
+def _backbones(results: Sequence[Found]) -> str:
+    return _both(f"`{name}`" for name in _settings(results, "backbone"))
+
+
+def _both(values: Iterable[str]) -> str:
+    *first, last = [*values] or [NOTHING]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def repair_sentence(label: str, name: str, rate: Found) -> str:
+    """Say what was fine-tuned at one learning rate, and how.
+
+    Parameters
+    ----------
+    label, name : str
+        Of the encoder, and of the rate.
+    rate : mapping
+        What was found at it.
+    """
+    at = f"{label}, the {name} learning rate, {number(rate.get('learning_rate'), 'g')}"
+    if "refused" in rate:
+        return f"{at}: {because(rate['refused'])}."
+    return (
+        f"{at}: {len(rate.get('seeds') or ())} seeds of {number(dig(rate, 'settings', 'epochs'), 'g')} epochs by "
+        f"{dig(rate, 'settings', 'optimizer') or NOTHING}, {number(rate.get('n_discriminative'), 'g')} features in D "
+        f"at epsilon {number(rate.get('epsilon'), 'g')}."
+    )
+
+
+def terms_sentence(rate: Found) -> str:
+    """Say which of its two terms the regulariser is made of, and what D does for it; nothing without numbers."""
+    ratios = dig(rate, "arms", "qscore", "gradient_ratios") or {}
+    first, second = (dig(ratios, f"gradient_ratio_{k}", "mean") for k in (1, 2))
+    random = dig(rate, "differences", "qscore", "random-d", "accuracy")
+    said = []
+    if first is not None and second is not None:
+        said.append(
+            f"The regulariser's Q term pulls with {first:.3f} of the self-supervised loss's gradient, its norm term "
+            f"with {second:.3f}."
+        )
+    if dig(random, "value") is not None:
+        said.append(f"Against a random D, accuracy differs by {interval(random, '+z.2f', 100)} points.")
+    arms = (rate.get("arms") or {}).items()
+    hoyer = {name: f"{value:.3f}" for name, arm in arms if (value := dig(arm, "metrics", "hoyer", "value")) is not None}
+    beside = [f"{hoyer[name]} ({rate['arms'][name]['title']})" for name in RIVALS if name in hoyer]
+    if beside and (own := hoyer.get("qscore")):
+        said.append(f"C8's rule has no control for D: beside Q-Score's Hoyer sparsity of {own} stand {_both(beside)}.")
+    return " ".join(said)
