@@ -355,6 +355,19 @@ def test_scales_share_a_folder_and_nothing_else(out, tmp_path):
     assert load_encoder(tmp_path / "encoders/medium/curve/random-24").source.architecture == "small:resnet10-4-r24"
 
 
+def test_results_of_some_classes_stand_beside_those_of_all(out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "few.txt").write_text("0\n1\n2\n3")
+    options = RANDOM | {"classes": str(tmp_path / "few.txt"), "stage": "curve,sensitivity"}
+    reproduce("digits", tmp_path, **options)
+    assert result(tmp_path, RANDOM_KEY) == result(out, RANDOM_KEY)
+    few = result(tmp_path, "small-curve-random-24-few-seed0")
+    assert few["subset"] == "few" and few["found"]["checkpoints"][0]["majority"] > 0.2
+    assert (tmp_path / "work" / "small" / "curve" / "random-24-few" / "epoch-0000" / "embeddings").exists()
+    page = (tmp_path / "results.md").read_text()
+    assert "| random-24 (control) |" in page and "| random-24, few (control) |" in page
+
+
 def test_a_collapsed_encoder_is_a_result(out, tmp_path, monkeypatch):
     dead = tmp_path / "encoders" / "small" / "curve" / "random-24"
     shutil.copytree(out / "encoders" / "small" / "curve" / "random-24", dead)

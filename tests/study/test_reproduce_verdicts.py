@@ -129,7 +129,7 @@ def test_controls_and_unfinished_curves_are_no_cases():
     ]
     assert [(case.encoder, case.undertrained) for case in cases("C1", found)] == [
         ("vicreg-512 (curve)", True),
-        ("byol (methods, seed 2)", False),
+        ("byol, seed 2 (methods)", False),
     ]
 
 

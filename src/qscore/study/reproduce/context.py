@@ -66,6 +66,11 @@ class Context:
         """Side of the training images in pixels."""
         return self.scale.image_size or min(typical_side(self.train), LARGEST_SIDE)
 
+    def unit(self, stage: str, name: str, method: str) -> Unit:
+        """Return a unit of this reproduction."""
+        subset = "" if self.classes is None else Path(self.classes).stem
+        return Unit(self.scale.name, stage, name, method, self.seed, subset)
+
     def encoder_folder(self, stage: str, label: str) -> Path:
         """Return where a stage's encoder is trained: ``encoders/SCALE/STAGE/LABEL``, as `pretrain` would leave it."""
         return self.folder / "encoders" / self.scale.name / stage / label

@@ -31,7 +31,7 @@ def units(context: Context) -> Iterator[Unit]:
     methods = named_methods(context.scale.curve_methods, ("simclr", "vicreg"), "curve_methods")
     for method in (*reversed(CONTROLS), *methods):
         for width in context.backbones():
-            yield Unit(context.scale.name, STAGE, f"{method}-{width}", method, context.seed)
+            yield context.unit(STAGE, f"{method}-{width}", method)
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def curve_encoder(context: Context, method: str) -> Path:
         If it is not finished.
     """
     width = next(iter(context.backbones()))
-    unit = Unit(context.scale.name, STAGE, f"{method}-{width}", method, context.seed)
+    unit = context.unit(STAGE, f"{method}-{width}", method)
     folder = context.encoder_folder(STAGE, unit.label)
     if not (folder / "encoder.safetensors").is_file():
         raise QScoreError(

@@ -27,7 +27,18 @@ from qscore.study.reproduce.views import embed_views
 from qscore.tables import open_embeddings
 
 __all__ = [
-    *("EVALUATION", "FITTED", "ORIGIN", "claim_folder", "condense", "correct_rows", "made_of", "measure_encoder"),
+    *(
+        "EVALUATION",
+        "FITTED",
+        "ORIGIN",
+        "SUMMARY",
+        "TABLES",
+        "claim_folder",
+        "condense",
+        "correct_rows",
+        "made_of",
+        "measure_encoder",
+    ),
     "paired_rise",
 ]
 

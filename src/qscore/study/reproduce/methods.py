@@ -47,7 +47,7 @@ SETTINGS = (
 def units(context: Context) -> Iterator[Unit]:
     """Yield one unit for each method."""
     for method in METHODS:
-        yield Unit(context.scale.name, STAGE, method, method, context.seed)
+        yield context.unit(STAGE, method, method)
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:

@@ -39,7 +39,7 @@ KEPT = ("epsilon", "n_discriminative", "settings", "start", "arms", "differences
 def units(context: Context) -> Iterator[Unit]:
     """Yield the one unit."""
     method = context.scale.repair_method
-    yield Unit(context.scale.name, STAGE, method, method, context.seed)
+    yield context.unit(STAGE, method, method)
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qscore import __version__
 from qscore._files import atomic_path, to_json
 from qscore._validate import QScoreError
 
-__all__ = ["FOLDER", "STAGES", "Unit", "compact", "read_results", "software", "timed", "write_result"]
+__all__ = ["FOLDER", "STAGES", "Unit", "compact", "read_results", "software", "timed", "titled", "write_result"]
 
 VERSION = 1
 FOLDER = "results"
@@ -39,16 +39,39 @@ class Unit:
     method: str
     """As ``--methods`` takes it."""
     seed: int
+    subset: str = ""
+    """The list of classes that were taken, such as ``imagenet100``; empty for all."""
 
     @property
     def key(self) -> str:
-        """Name of its result file, and of its folders."""
-        return f"{self.scale}-{self.stage}-{self.name}-seed{self.seed}"
+        """Name of its result file."""
+        return f"{self.scale}-{self.stage}-{self.name}{self._of_subset}-seed{self.seed}"
 
     @property
     def label(self) -> str:
         """Name of the encoder, as folders have it."""
-        return self.name if self.seed == 0 else f"{self.name}-seed{self.seed}"
+        return self.name + self.ending
+
+    @property
+    def ending(self) -> str:
+        """What follows the name in a label."""
+        return self._of_subset + (f"-seed{self.seed}" if self.seed else "")
+
+    @property
+    def _of_subset(self) -> str:
+        return f"-{self.subset}" if self.subset else ""
+
+
+def titled(result: Mapping[str, Any]) -> str:
+    """Return what to call a result's encoder: its name, and what sets it apart from others of that name.
+
+    Examples
+    --------
+    >>> titled({"name": "simclr-2048", "subset": "imagenet100", "seed": 1})
+    'simclr-2048, imagenet100, seed 1'
+    """
+    seed = f"seed {result['seed']}" if result["seed"] else ""
+    return ", ".join(part for part in (str(result["name"]), result.get("subset", ""), seed) if part)
 
 
 def compact(value: Any) -> Any:
@@ -83,7 +106,7 @@ def write_result(folder: Path, unit: Unit, record: Mapping[str, Any], found: Map
         The numbers.
     """
     head = {"version": VERSION, "scale": unit.scale, "stage": unit.stage, "name": unit.name, "method": unit.method}
-    content = compact({**head, "seed": unit.seed, **record, "found": found})
+    content = compact({**head, "seed": unit.seed, "subset": unit.subset, **record, "found": found})
     with atomic_path(folder / f"{unit.key}.json") as file:
         lines = [f'"{name}": {to_json(value)}' for name, value in content.items()]  # short, and yet a line for each
         file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -101,7 +124,7 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("*.json")):
         try:
             result = json.loads(file.read_text())
-            place = (SCALES.index(result["scale"]), STAGES.index(result["stage"]), result["name"], result["seed"])
+            place = (SCALES.index(result["scale"]), STAGES.index(result["stage"]), titled(result))
             if result["version"] != VERSION or not isinstance(result["found"], dict):
                 raise ValueError(f"version {result['version']}")
         except (OSError, ValueError, KeyError, TypeError) as error:

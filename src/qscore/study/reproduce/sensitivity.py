@@ -24,7 +24,7 @@ from qscore.kernels import automatic_epsilon, scan
 from qscore.ssl import METHODS
 from qscore.study.reproduce.context import Context
 from qscore.study.reproduce.curve import Save
-from qscore.study.reproduce.measuring import EVALUATION, ORIGIN
+from qscore.study.reproduce.measuring import EVALUATION, ORIGIN, SUMMARY, TABLES
 from qscore.study.reproduce.results import Unit
 from qscore.tables import open_embeddings
 
@@ -47,7 +47,7 @@ RESAMPLES = 500  # for a hundred settings
 def units(context: Context) -> Iterator[Unit]:
     """Yield one unit for each method."""
     for method in METHODS:
-        yield Unit(context.scale.name, STAGE, method, method, context.seed)
+        yield context.unit(STAGE, method, method)
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:
@@ -76,12 +76,16 @@ def run(context: Context, unit: Unit, save: Save) -> None:
 
 def _sources(context: Context, unit: Unit) -> Iterator[tuple[str, Path]]:
     """Yield a method's measured encoders with embeddings: the last of each curve, and that of ``methods``."""
-    suffix = "" if unit.seed == 0 else f"-seed{unit.seed}"
-    for stage, pattern in (("curve", f"{unit.method}-*{suffix}/epoch-*"), ("methods", f"{unit.method}{suffix}/last")):
-        for folder in sorted((context.folder / "work" / unit.scale / stage).glob(pattern)):
-            whole = all((folder / name).exists() for name in (ORIGIN, "summary.json", "embeddings", "train-embeddings"))
-            if whole and ("-seed" in folder.parent.name) == bool(suffix):
-                yield f"{stage}-{folder.parent.name.removesuffix(suffix)}", folder
+    labels = {
+        "curve": [unit.method + f"-{width}" for width in context.backbones()],
+        "methods": [unit.method],
+    }
+    for stage, names in labels.items():
+        for name in names:
+            place = context.folder / "work" / unit.scale / stage / (name + unit.ending)
+            for folder in sorted(place.iterdir()) if place.exists() else ():
+                if all((folder / part).exists() for part in (ORIGIN, SUMMARY, *TABLES)):
+                    yield f"{stage}-{name}", folder
 
 
 def _measure(folder: Path, context: Context) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def units(context: Context) -> Iterator[Unit]:
     """Yield the supervised control, which needs the shape where the background misleads, and one unit a method."""
     known = ("simclr", "vicreg", "moco", "swav", "byol", "simsiam", "dino", "barlow")
     for method in (CONTROL, *named_methods(context.scale.shapes_methods, known, "shapes_methods")):
-        yield Unit(context.scale.name, STAGE, method, method, context.seed)
+        yield context.unit(STAGE, method, method)
 
 
 def settings(context: Context, unit: Unit) -> dict[str, Any]:

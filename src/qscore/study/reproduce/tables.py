@@ -5,6 +5,7 @@ from typing import Any
 
 from qscore.evaluate.scores import SCORES
 from qscore.study.reproduce.choices import choose_settings, mean_by_factor
+from qscore.study.reproduce.results import titled
 from qscore.study.reproduce.rules import because, dig
 from qscore.study.reproduce.scales import CONTROLS
 from qscore.study.reproduce.sensitivity import AUTOMATIC, BANDS, EPSILONS, PAPERS, SCALINGS
@@ -64,7 +65,7 @@ def interval(of: Found | None, form: str = ".3f", scale: float = 1.0) -> str:
 
 def label(result: Found) -> str:
     """Return what to call an encoder in a table."""
-    return str(result["name"]) + (f", seed {result['seed']}" if result["seed"] else "") + marks(result)
+    return titled(result) + marks(result)
 
 
 def marks(result: Found) -> str:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
+from qscore.study.reproduce.results import titled
 from qscore.study.reproduce.rules import LEAST_AUROC, RULES, Case, Encoder, because, dig, judge_shapes, untested
 from qscore.study.reproduce.scales import CONTROLS
 
@@ -196,7 +197,7 @@ def _end_of_curve(result: Found, results: Sequence[Found]) -> Found:
         (int("0" + re.sub(r"^.*?(\d*)$", r"\1", one["name"])), one["found"]["checkpoints"][-1])
         for one in results
         if one["stage"] == "curve" and one["complete"] and one["found"].get("checkpoints")
-        if (one["method"], one["seed"]) == (result["method"], result["seed"])
+        if all(one.get(name) == result.get(name) for name in ("method", "seed", "subset"))
     ]
     return min(curves, key=lambda curve: curve[0])[1] if curves else {}
 
@@ -221,6 +222,5 @@ def _n_seeds(fine_tuning: Found) -> int | None:
 
 
 def _name(result: Found) -> str:
-    seed = f", seed {result['seed']}" if result["seed"] else ""
     unfinished = "" if result["complete"] else ", unfinished"
-    return f"{result['name']} ({result['stage']}{seed}{unfinished})"
+    return f"{titled(result)} ({result['stage']}{unfinished})"
