@@ -136,6 +136,7 @@ def imagenet(tmp_path_factory):
 
 def test_the_paper_s_scale_runs_dry_on_a_miniature_imagenet_100(imagenet, tmp_path):
     tiny = TINY | {"recipe": "imagenet", "image_size": 32, "precision": "32-true", "repair_seeds": 1}
+    tiny |= {"tune_batch_size": 10}
     found = reproduce(
         imagenet / "train",
         tmp_path,
@@ -150,12 +151,14 @@ def test_the_paper_s_scale_runs_dry_on_a_miniature_imagenet_100(imagenet, tmp_pa
     assert found["left"] == [] and found["refused"] == {}
     there = results(tmp_path)
     assert set(there) == set(found["done"])
-    curve = there["paper-curve-simclr-24-seed0"]
+    curve = there["paper-curve-simclr-24-imagenet100-seed0"]
     assert {name: of["n"] for name, of in curve["images"].items()} == {"train": 500, "test": 200}  # no tench
     assert "--classes imagenet100" in curve["command"] and str(imagenet) not in json.dumps(there)
-    record = json.loads((tmp_path / "encoders" / "paper" / "curve" / "simclr-24" / "pretrain.json").read_text())
+    record = json.loads(
+        (tmp_path / "encoders" / "paper" / "curve" / "simclr-24-imagenet100" / "pretrain.json").read_text()
+    )
     assert (record["recipe"], record["config"]["temperature"], record["image_size"]) == ("imagenet", 0.1, 32)
-    assert there["paper-methods-simclr-seed0"]["found"]["tuned"]["learning_rate"] == 1e-5
+    assert there["paper-methods-simclr-imagenet100-seed0"]["found"]["tuned"]["learning_rate"] == 1e-5
 
 
 def test_a_released_checkpoint_takes_the_place_of_pre_training(imagenet, tmp_path, monkeypatch):
@@ -169,7 +172,7 @@ def test_a_released_checkpoint_takes_the_place_of_pre_training(imagenet, tmp_pat
     )
     monkeypatch.setattr("qscore.study.reproduce.training.pretrain", crash)
     (tmp_path / "four.txt").write_text("\n".join(WNIDS.read_text().split()[:4]))
-    tiny = TINY | {"precision": "32-true"}
+    tiny = TINY | {"precision": "32-true", "tune_batch_size": 10}
     found = reproduce(
         imagenet / "train",
         tmp_path / "out",
@@ -183,7 +186,7 @@ def test_a_released_checkpoint_takes_the_place_of_pre_training(imagenet, tmp_pat
         device="cpu",
         workers=1,
     )
-    assert found["done"] == ["paper-methods-moco-seed0"]
-    result = results(tmp_path / "out")["paper-methods-moco-seed0"]
+    assert found["done"] == ["paper-methods-moco-four-seed0"]
+    result = results(tmp_path / "out")["paper-methods-moco-four-seed0"]
     assert result["settings"]["released"] == "moco.pth" and result["found"]["n_features"] == 512
     assert result["found"]["rise"] is None and "--checkpoint moco=moco.pth" in result["command"]
