@@ -164,6 +164,7 @@ def test_d_of_the_same_images_is_said_to_be(shapes, pictures, tmp_path):
     found = qscore.explain_scores(images, encoder, folder / "train.parquet", tmp_path / "out", **FAST, **options)
     assert found["claims"]["verdicts"]["C3"] == "cannot be tested"
     assert "shape and background go together" in found["claims"]["sentences"][0]
+    assert found["claims"]["reasons"]["C3"].startswith("shape and background go together")
 
 
 def test_before_and_after(colours, pictures, tmp_path):

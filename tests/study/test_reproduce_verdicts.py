@@ -319,3 +319,9 @@ RIVALS = ("accuracy above that at learning rate 0", "accuracy above that with a 
 def test_c7_and_c8_name_what_was_not_met(claim, changes, unmet):
     [case] = cases(claim, [result("repair", "simclr", {"rates": {"paper": compared(**changes)}})])
     assert (case.unmet, case.seeds, case.stage) == (unmet, 2, "repair")
+
+
+def test_why_an_explanation_cannot_test_a_claim_is_told():
+    untested = explained({"C4": UNTESTED}) | {"reasons": {"C4": "no feature outside D is active."}}
+    [case] = cases("C4", [result("shapes", "simclr", {"rise": None, "explained": {"start": untested}})])
+    assert (case.verdict, case.reason) == (UNTESTED, "no feature outside D is active")

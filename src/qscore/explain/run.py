@@ -283,6 +283,7 @@ def _measure(
         "records": [asdict(measure) for measure in measures],
         "verdicts": {claim: verdict.verdict for claim, verdict in verdicts.items()},
         "conditions": {claim: verdict.conditions for claim, verdict in verdicts.items()},
+        "reasons": {claim: verdict.reason for claim, verdict in verdicts.items()},
         "sentences": verdict_sentences(verdicts.values()),
     }
     return _features(found, located, carried)

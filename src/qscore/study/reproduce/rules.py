@@ -212,8 +212,10 @@ def judge_shapes(claim: str, of: Encoder, complete: bool) -> Case | None:
     if any(place not in explained for place in places):
         return _unexplained(claim, of, complete)
     verdicts = {place: explained[place]["verdicts"].get(claim, UNTESTED) for place in places}
-    if UNTESTED in verdicts.values():
-        return untested(of, "too few features or images in which there is something to measure")
+    for place, verdict in verdicts.items():
+        if verdict == UNTESTED:
+            reason = dig(explained, place, "reasons", claim)
+            return untested(of, because(reason or "too few features or images in which there is something to measure"))
     worst = min(verdicts.values(), key=RANK.__getitem__)
     unmet = [
         words + ASKED.get(place, "")

@@ -143,6 +143,7 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
         "n": result["n_measured"],
         "verdicts": {name: claims["verdicts"][name] for name in CLAIMS if name in claims["verdicts"]},
         "conditions": claims["conditions"],
+        "reasons": claims["reasons"],
         "records": [{name: row[name] for name in NUMBERS} for row in claims["records"]],
         "scatter": {name: result["scatter"][name] for name in ("carries", "carries_class") if result.get("scatter")},
     }
