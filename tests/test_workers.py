@@ -40,6 +40,24 @@ def test_torch_s_handler_is_set_aside_and_put_back(first_loader):
     assert signal.getsignal(signal.SIGCHLD).__module__ == TORCH_S
 
 
+def test_of_two_loaders_the_last_puts_it_back(first_loader):
+    loaders = [fetched(Items(), num_workers=1, batch_size=4) for _ in range(2)]
+    for batches in loaders:
+        next(batches)
+    loaders[0].close()
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    loaders[1].close()
+    assert signal.getsignal(signal.SIGCHLD).__module__ == TORCH_S
+
+
+def test_a_handler_set_meanwhile_stays(first_loader):
+    batches, handler = fetched(Items(), num_workers=1, batch_size=4), lambda *_: None
+    next(batches)
+    signal.signal(signal.SIGCHLD, handler)
+    batches.close()
+    assert signal.getsignal(signal.SIGCHLD) is handler
+
+
 def test_another_s_handler_is_left_alone(monkeypatch):
     handler, before = lambda *_: None, signal.getsignal(signal.SIGCHLD)
     monkeypatch.setattr(f"{TORCH_S}._SIGCHLD_handler_set", True)

@@ -126,9 +126,9 @@ def settle_epsilon(epsilon: Any) -> float | Literal["auto"]:
     >>> settle_epsilon("paper"), settle_epsilon("auto"), settle_epsilon(3)
     (4.0, 'auto', 3.0)
     """
-    if epsilon == "auto":
-        return "auto"
     if isinstance(epsilon, str):
+        if epsilon == "auto":
+            return "auto"
         if epsilon not in EPSILON_PRESETS:
             raise QScoreError(f"epsilon: expected a positive number, 'auto' or 'paper', got {epsilon!r}")
         return EPSILON_PRESETS[epsilon]

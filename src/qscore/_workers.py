@@ -55,22 +55,41 @@ def fetched(dataset: Any, **options: Any) -> Generator[Any, None, None]:
             ) from error
 
 
+class _Aside:
+    """Torch's handler while it is set aside, and the loaders that it is set aside for."""
+
+    handler: Any = None
+    loaders: int = 0
+
+
+_aside = _Aside()
+
+
 @contextmanager
 def _without_torchs_handler() -> Iterator[None]:
     """Set aside torch's signal handler, which would raise that a worker has died anywhere in the program.
 
     Without it the loader finds out by itself, within five seconds.
     """
+    _aside.loaders += 1
     handler: Any = signal.getsignal(signal.SIGCHLD)
     of_torch = getattr(handler, "__module__", None) == "torch.utils.data._utils.signal_handling"
-    if not of_torch or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if of_torch and _in_main_thread():
+        _aside.handler = handler
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        _aside.loaders -= 1
+        if not _aside.loaders and _aside.handler is not None and _in_main_thread():
+            if signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL:  # nobody else's is there now
+                signal.signal(signal.SIGCHLD, _aside.handler)
+            _aside.handler = None
+
+
+def _in_main_thread() -> bool:
+    """Return whether handlers of signals can be set here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _is_death(error: Exception, workers: int) -> bool:

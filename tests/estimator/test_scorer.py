@@ -116,6 +116,8 @@ def test_no_warning_where_rows_are_covered(relu_table):
         (QScorer(epsilon=-1), "epsilon: expected a positive number"),
         (QScorer(lower=0.9, upper=0.5), "0 <= lower < upper <= 1"),
         (QScorer(signed="yes"), "signed: expected True, False or 'auto'"),
+        (QScorer(epsilon=np.array([1.0, 2.0])), "epsilon: expected a positive number, got array"),
+        (QScorer(epsilon="Paper"), "epsilon: expected a positive number, 'auto' or 'paper', got 'Paper'"),
     ],
 )
 def test_bad_parameters_are_refused(relu_table, scorer, message):

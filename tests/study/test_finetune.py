@@ -286,3 +286,7 @@ def test_d_found_anew_is_that_of_the_moving_encoder(run, train, test, quick, tmp
     assert state["addition.regularizer.features"].tolist() == expected
     first = read_discovered(tmp_path / "t" / "before" / "train-scores.features.parquet").indices.tolist()
     assert expected != first
+
+
+def test_the_paper_s_epsilon_is_a_word_here_too():
+    assert Tuning(epsilon="paper") == Tuning(epsilon=4.0)

@@ -1,6 +1,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from qscore.images import open_images, subset
 from qscore.ssl.module import Share
 from qscore.study.reproduce import export_run, join_encoder, reproduce, results
 from qscore.study.reproduce.budget import OutOfTime, time_budget
+from qscore.study.reproduce.measuring import claim_folder
 from qscore.study.reproduce.run import TABLE
 from qscore.study.reproduce.training import Labelled, make_random
 from qscore.study.settings import Unfit
@@ -243,6 +246,15 @@ def test_time_that_is_up_ends_a_block_as_ctrl_c_does(handler):
         pass
 
 
+def test_time_that_is_up_ends_a_wait_for_another_process():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as endless:
+        try:
+            with pytest.raises(OutOfTime), time_budget(1e-3):
+                endless.wait(60)
+        finally:
+            endless.kill()
+
+
 def test_out_of_time_the_rest_is_left(out, monkeypatch):
     timers = []
 
@@ -368,6 +380,42 @@ def test_results_of_some_classes_stand_beside_those_of_all(out, tmp_path):
     assert "| random-24 (control) |" in page and "| random-24, few (control) |" in page
 
 
+def test_without_embeddings_a_finished_sensitivity_stays(out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    options = COMMON | {"stage": "sensitivity", "methods": "simclr"}
+    reproduce("digits", tmp_path, **options)
+    shutil.rmtree(tmp_path / "work")
+    assert reproduce("digits", tmp_path, **options)["done"] == ["small-sensitivity-simclr-seed0"]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), torch.OutOfMemoryError("CUDA out of memory"), QScoreError("no")])
+def test_a_unit_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, error):
+    def run(_context, unit, save):
+        if unit.method == "byol":
+            raise error
+        save({}, True)
+
+    monkeypatch.setitem(TABLE, "methods", TABLE["methods"]._replace(run=run))
+    monkeypatch.setattr("qscore.study.reproduce.run.write_page", lambda folder: folder)
+    options = COMMON | {"stage": "methods"}
+    found = reproduce("digits", tmp_path, **options | {"methods": "byol,simsiam"})
+    assert found["done"] == ["small-methods-simsiam-seed0"]
+    assert found["refused"] == {"small-methods-byol-seed0": str(error)} and found["left"] == [*found["refused"]]
+    with pytest.raises(type(error)):
+        reproduce("digits", tmp_path, **options | {"methods": "byol"})
+
+
+def test_a_folder_that_was_half_removed_is_nobody_s(tmp_path, monkeypatch):
+    folder, origin = tmp_path / "work", {"encoder": "a"}
+    (claim_folder(folder, origin) / "summary.json").write_text("{}")
+    assert (claim_folder(folder, origin) / "summary.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("qscore.study.reproduce.measuring.shutil.rmtree", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            claim_folder(folder, {"encoder": "b"})
+    assert not (claim_folder(folder, origin) / "summary.json").exists()
+
+
 def test_a_collapsed_encoder_is_a_result(out, tmp_path, monkeypatch):
     dead = tmp_path / "encoders" / "small" / "curve" / "random-24"
     shutil.copytree(out / "encoders" / "small" / "curve" / "random-24", dead)
@@ -419,6 +467,12 @@ def test_the_time_of_a_run_that_is_killed_is_noted_on_the_way(tmp_path, monkeypa
     monkeypatch.setattr(results, "atomic_path", lambda file, real=results.atomic_path: noted.set() or real(file))
     with results.timed(tmp_path / "seconds"):
         assert noted.wait(60)
+
+
+def test_a_clock_that_cannot_be_noted_hides_nothing(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KeyboardInterrupt), results.timed(tmp_path / "file" / "seconds"):
+        raise KeyboardInterrupt
 
 
 def test_a_launcher_is_refused(monkeypatch, tmp_path):

@@ -33,6 +33,30 @@ def commands(monkeypatch):
     return seen
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_process_starts_loses_it_not(monkeypatch, number):
+    class Process:
+        def __init__(self, command, **_):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Process)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    commands = processes.Commands()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            commands.start(["a"])
+        assert len(commands.running) == 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler is signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_after_the_end_nothing_starts(commands):
+    ended = processes.Commands()
+    ended.stop()
+    assert ended.start(["a"]) is None and commands == []
+
+
 def test_one_command_for_each_stage_and_method(commands):
     failed = processes.run_processes(UNITS, ["--seed", "1"], 1, None)
     begin = [sys.executable, "-m", "qscore", "reproduce", "--stage"]

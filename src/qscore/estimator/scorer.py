@@ -21,8 +21,8 @@ FLOATS = [np.float64, np.float32, np.float16]
 
 
 def has_fixed_epsilon(estimator: Any) -> bool:
-    """Tell whether an estimator can be fitted in parts; if not, the error says why."""
-    if estimator.epsilon == "auto":
+    """Tell whether an estimator can be fitted in parts; if not, the error's cause says why."""
+    if isinstance(estimator.epsilon, str) and estimator.epsilon == "auto":
         raise AttributeError("partial_fit: epsilon='auto' needs all rows at once; use fit, or epsilon='paper'")
     return True
 
@@ -381,7 +381,8 @@ class QScorer(BaseEstimator):  # type: ignore[misc]
             return
         sizes, _ = found.select(self.discriminative_features_)
         empty = float((sizes == 0).mean())
-        if self.epsilon != "auto" and empty > 0.5:
+        automatic = isinstance(self.epsilon, str) and self.epsilon == "auto"
+        if not automatic and empty > 0.5:
             warnings.warn(
                 f"{empty:.0%} of the rows have no highly active discriminative feature at epsilon "
                 f"{self.epsilon_:g}, and score 0; epsilon='auto' chooses a smaller one",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qscore._validate import QScoreError, check_epsilon, nearest
+from qscore._validate import Epsilon, QScoreError, check_epsilon, nearest, settle_epsilon
 from qscore.encoders import Encoder
 from qscore.estimator import QScorer
 from qscore.images import ImageSource
@@ -63,8 +63,8 @@ class Tuning:
     representations gets a tenth of the loss's norm."""
     refresh_every: int | None = None
     """Epochs after which D is found anew; None keeps the first."""
-    epsilon: float | Literal["auto"] = "auto"
-    """Of D and of the regulariser; the paper's is 4. ``"auto"`` suits narrow and dense representations too."""
+    epsilon: Epsilon = "auto"
+    """Of D and of the regulariser; ``"paper"`` becomes 4.0. ``"auto"`` suits narrow and dense representations too."""
     warmup_heads: int = 10
     """Epochs for which fresh heads are trained before, the encoder frozen."""
     device: str = "auto"
@@ -75,6 +75,10 @@ class Tuning:
     """Threads that read images once, or processes that stream them; None by the processors."""
     stream: bool | None = None
     """Whether images are read anew for each view; None streams what does not fit into memory."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon == "paper":
+            object.__setattr__(self, "epsilon", settle_epsilon(self.epsilon))
 
     @property
     def hardware(self) -> Hardware:

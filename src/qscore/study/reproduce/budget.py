@@ -1,6 +1,5 @@
 """A limit on the wall clock, after which everything is left so that the same command goes on."""
 
-import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -35,9 +34,11 @@ def time_budget(minutes: float | None) -> Iterator[None]:
     if ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    here = threading.get_ident()
+
     def interrupt() -> None:
         over.set()
-        _thread.interrupt_main(signal.SIGINT)
+        signal.pthread_kill(here, signal.SIGINT)  # a real one: it also ends a wait for another process
 
     timer = threading.Timer(60 * minutes, interrupt)
     timer.daemon = True

@@ -1,4 +1,4 @@
-"""What leaves a machine that is given back: small files, from which everything else can be repeated."""
+"""Small files to take along, from which everything else can be repeated."""
 
 import json
 import shutil

@@ -165,6 +165,7 @@ def claim_folder(folder: Path, origin: Mapping[str, Any]) -> Path:
     if not same:
         if folder.exists():
             log.info("%s is of another encoder, other images or settings; it is made anew", folder)
+            file.unlink(missing_ok=True)  # first: what a kill leaves of the folder is then nobody's
             shutil.rmtree(folder)
         with atomic_path(file) as temporary:
             temporary.write_text(to_json(origin) + "\n")

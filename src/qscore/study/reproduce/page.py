@@ -133,7 +133,7 @@ def _where(results: Sequence[Found]) -> str:
     hours = sum(result["seconds"] or 0 for result in results) / 3600
     return (
         f"{'; '.join(sorted(images))}. Computed on {'; '.join(sorted(places))}, with {'; '.join(sorted(versions))}; "
-        f"{hours:.1f} hours in all, as far as they were counted."
+        f"{hours:.1f} hours in all, trainings made elsewhere not counted."
     )
 
 
@@ -214,7 +214,7 @@ SECTIONS = {
 def _how_to(by_scale: Mapping[str, Sequence[Found]]) -> Iterator[str]:
     sources = {
         "small": "--images train-0.npz --test-images test.npz",
-        "medium": "--images 'train-*.npz' --test-images test.npz --minutes 9 --processes 4",
+        "medium": "--images 'train-*.npz' --test-images test.npz --processes 4",
         "paper": "--images imagenet/train --test-images imagenet/val --devices 8",
     }
     yield "Each stage of a method is a unit of its own: `--stage` and `--methods` choose, and the same command goes on."

@@ -18,14 +18,52 @@ __all__ = ["run_command", "run_processes"]
 log = logging.getLogger(__name__)
 
 LEAST = 0.05  # minutes that are worth starting a process for
-Running = set["subprocess.Popen[bytes]"]
+HELD = (signal.SIGINT, signal.SIGTERM)
+
+
+class Commands:
+    """Processes that were started, of which none may be left behind."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self._stopping = False
+        self._lock = threading.Lock()
+
+    def start(self, command: Sequence[str]) -> "subprocess.Popen[bytes] | None":
+        """Start a process, unless all are to end."""
+        main = threading.current_thread() is threading.main_thread()
+        # An interrupt between the start and the note of it would lose the process; held, not masked, for children
+        # inherit masks.
+        held: list[int] = []
+        handlers = {number: signal.signal(number, lambda n, _: held.append(n)) for number in HELD} if main else {}
+        try:
+            with self._lock:
+                if self._stopping:
+                    return None
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+                self.running.add(process)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+        for missed in held:
+            signal.raise_signal(missed)
+        return process
+
+    def stop(self) -> None:
+        """Have every process save and end, and wait for it."""
+        with self._lock:
+            self._stopping = True
+        for process in tuple(self.running):
+            process.terminate()
+        for process in tuple(self.running):
+            process.wait()
 
 
 def run_command(options: Sequence[str]) -> int:
     """Run ``qscore reproduce`` and return its exit code; an interrupt ends it first, and it saves."""
-    running: Running = set()
-    with _ending(running):
-        return _run(options, running)
+    commands = Commands()
+    with _ending(commands):
+        return _run(options, commands)
 
 
 def run_processes(
@@ -55,7 +93,7 @@ def run_processes(
         After Ctrl-C or SIGTERM, with the commands ended, and what they did saved.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    running: Running = set()
+    commands = Commands()
 
     def run(stage: str, method: str) -> int:
         left = None if end is None else (end - time.monotonic()) / 60
@@ -63,41 +101,41 @@ def run_processes(
             return 0
         log.info("stage %s, %s: a process of its own", stage, method)
         limit = [] if left is None else ["--minutes", f"{left:.3f}"]
-        return _run(["--stage", stage, "--methods", method, *options, *limit], running)
+        return _run(["--stage", stage, "--methods", method, *options, *limit], commands)
 
     failed: dict[str, str] = {}
     for stage in dict.fromkeys(unit.stage for unit in asked):
         methods = list(dict.fromkeys(unit.method for unit in asked if unit.stage == stage))
-        with ThreadPoolExecutor(processes) as pool, _ending(running, pool):
+        with ThreadPoolExecutor(processes) as pool, _ending(commands, pool):
             for method, code in zip(methods, pool.map(partial(run, stage), methods), strict=True):
                 if code:
                     failed[f"{stage} {method}"] = f"its command ended with code {code}; run it alone to see why"
     return failed
 
 
-def _run(options: Sequence[str], running: Running) -> int:
-    process = subprocess.Popen([sys.executable, "-m", "qscore", "reproduce", *options], stdout=subprocess.DEVNULL)
-    running.add(process)
+def _run(options: Sequence[str], commands: Commands) -> int:
+    process = commands.start([sys.executable, "-m", "qscore", "reproduce", *options])
+    if process is None:
+        return 0
     code = process.wait()
-    running.discard(process)
+    commands.running.discard(process)
     return code
 
 
 @contextmanager
-def _ending(running: Running, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
+def _ending(commands: Commands, pool: ThreadPoolExecutor | None = None) -> Iterator[None]:
     """Let SIGTERM interrupt as Ctrl-C does, and have every command save and end before the interrupt goes on."""
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
     try:
         yield
     except BaseException:
+        if here:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the one that started this ends it while it waits
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-        for process in tuple(running):
-            process.terminate()
-        for process in tuple(running):
-            process.wait()
+        commands.stop()
         raise
     finally:
         if here:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -177,7 +177,8 @@ def timed(file: Path) -> Iterator[Callable[[], None]]:
 
     def keep_noting() -> None:
         while not ended.wait(EVERY):
-            note()
+            with suppress(QScoreError):
+                note()
 
     watch = threading.Thread(target=keep_noting, daemon=True)
     watch.start()
@@ -186,7 +187,8 @@ def timed(file: Path) -> Iterator[Callable[[], None]]:
     finally:
         ended.set()
         watch.join()
-        note()
+        with suppress(QScoreError):  # which would stand in the way of what ended the block
+            note()
 
 
 def elapsed(file: Path) -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from qscore._validate import QScoreError, nearest, one_line
 from qscore.embedding import launched
 from qscore.images import ImageSource, open_images
@@ -304,7 +306,7 @@ def _run_unit(context: Context, unit: Unit, place: str, so_far: Progress, *, alo
     try:
         with timed(clock) as note:
             stage.run(context, unit, save)
-    except QScoreError as error:
+    except (QScoreError, OSError, torch.OutOfMemoryError) as error:
         if alone:
             raise
         log.warning("stage %s, %s, seed %d is left out: %s", unit.stage, unit.name, unit.seed, one_line(error))
@@ -335,8 +337,8 @@ def _finished(context: Context, unit: Unit, record: Mapping[str, Any]) -> bool:
         complete = bool(found["complete"])
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise QScoreError(f"{file}: cannot read this result; remove it to make it anew") from error
-    if differing and TABLE[unit.stage].derived:
-        return False
+    if differing and TABLE[unit.stage].derived and not any(words.startswith("images") for words in differing):
+        return complete and not record["settings"]["sources"]  # of embeddings that are gone it says what can be said
     if differing:
         raise QScoreError(f"{file} is another result: {'; '.join(differing)}; name another --out, or remove it")
     return complete

@@ -30,7 +30,7 @@ CONTROL = "supervised"
 CLAIMS = ("C3", "C4", "C9", "C10")
 NUMBERS = ("quantity", "statistic", "value", "low", "high")
 SETTINGS = (
-    *("backbone", "image_size", "precision", "resamples", "shapes_train", "shapes_test", "shapes_free"),
+    *("backbone", "image_size", "precision", "views", "resamples", "shapes_train", "shapes_test", "shapes_free"),
     *("shapes_recipe", "shapes_epochs", "shapes_keep", "shapes_tune_epochs", "shapes_rows", "methods_rate"),
     *("tune_optimizer", "tune_batch_size", "paper_rate", "calibrated_share", "supervised_epochs"),
 )
@@ -143,7 +143,7 @@ def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
         "n": result["n_measured"],
         "verdicts": {name: claims["verdicts"][name] for name in CLAIMS if name in claims["verdicts"]},
         "conditions": claims["conditions"],
-        "reasons": claims["reasons"],
+        "reasons": claims.get("reasons", {}),
         "records": [{name: row[name] for name in NUMBERS} for row in claims["records"]],
         "scatter": {name: result["scatter"][name] for name in ("carries", "carries_class") if result.get("scatter")},
     }
