@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from qscore import QScoreError
-from qscore._workers import fetched
+from qscore._workers import _Aside, fetched
 
 TORCH_S = "torch.utils.data._utils.signal_handling"
 
@@ -27,6 +27,7 @@ class Items:
 def first_loader(monkeypatch):
     """Torch sets its handler with the first loader of a process."""
     before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr("qscore._workers._aside", _Aside())  # whatever loaders other tests have left open
     monkeypatch.setattr(f"{TORCH_S}._SIGCHLD_handler_set", False)
     yield
     signal.signal(signal.SIGCHLD, before)
