@@ -1,10 +1,5 @@
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,13 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny_training import crash
 
 from qscore import QScoreError, load_encoder, pretrain
-from qscore.images import open_images, subset
-from qscore.ssl.module import Share
-from qscore.study.reproduce import export_run, join_encoder, reproduce, results
-from qscore.study.reproduce.budget import OutOfTime, time_budget
-from qscore.study.reproduce.measuring import claim_folder
+from qscore.images import open_images
+from qscore.study.reproduce import export_run, join_encoder, reproduce
 from qscore.study.reproduce.run import TABLE
-from qscore.study.reproduce.training import Labelled, make_random
+from qscore.study.reproduce.training import make_random
 from qscore.study.settings import Unfit
 from qscore.tables import open_embeddings
 
@@ -230,31 +222,6 @@ def test_of_several_units_those_that_can_be_made_are_made(out, monkeypatch):
     assert shown == pytest.approx(result(out)["found"]["checkpoints"][-1]["scores"]["q_score"]["auroc"]["value"])
 
 
-@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])  # the latter in the background
-def test_time_that_is_up_ends_a_block_as_ctrl_c_does(handler):
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        with pytest.raises(OutOfTime), time_budget(1e-9):
-            while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-                pass
-        assert signal.getsignal(signal.SIGINT) is handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with pytest.raises(KeyboardInterrupt), time_budget(60):
-        raise KeyboardInterrupt
-    with time_budget(None):
-        pass
-
-
-def test_time_that_is_up_ends_a_wait_for_another_process():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as endless:
-        try:
-            with pytest.raises(OutOfTime), time_budget(1e-3):
-                endless.wait(60)
-        finally:
-            endless.kill()
-
-
 def test_out_of_time_the_rest_is_left(out, monkeypatch):
     timers = []
 
@@ -303,24 +270,6 @@ def test_the_random_initialisation_is_the_one_that_trainings_start_from(out, tmp
     )  # it is there
     with pytest.raises(QScoreError, match="holds another network, small:resnet10-2-r24; remove it"):
         make_random(None, "small:resnet10-4-r24", out / "encoders" / "small" / "curve" / "random-24")
-
-
-def test_labels_go_with_their_images():
-    class Feed:
-        def __len__(self):
-            return 10
-
-        def open(self, share, device):
-            self.share = share
-
-        def images(self, epoch, batch, views):
-            return [self.share.rows(epoch, batch)] * views
-
-    feed = Labelled(Feed(), 100 + torch.arange(10))
-    feed.open(Share(10, 3, 4, 2, 2), torch.device("cpu"))
-    for epoch, batch in ((0, 0), (0, 1), (1, 0)):
-        [rows] = feed.images(epoch, batch, 1)
-        assert torch.equal(feed.latest, 100 + rows) and len(rows) == 4
 
 
 RANDOM = COMMON | {"methods": "random"}
@@ -405,17 +354,6 @@ def test_a_unit_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch, 
         reproduce("digits", tmp_path, **options | {"methods": "byol"})
 
 
-def test_a_folder_that_was_half_removed_is_nobody_s(tmp_path, monkeypatch):
-    folder, origin = tmp_path / "work", {"encoder": "a"}
-    (claim_folder(folder, origin) / "summary.json").write_text("{}")
-    assert (claim_folder(folder, origin) / "summary.json").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr("qscore.study.reproduce.measuring.shutil.rmtree", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            claim_folder(folder, {"encoder": "b"})
-    assert not (claim_folder(folder, origin) / "summary.json").exists()
-
-
 def test_a_collapsed_encoder_is_a_result(out, tmp_path, monkeypatch):
     dead = tmp_path / "encoders" / "small" / "curve" / "random-24"
     shutil.copytree(out / "encoders" / "small" / "curve" / "random-24", dead)
@@ -461,20 +399,6 @@ def test_several_checkpoints_are_options_each(tmp_path, monkeypatch):
     )
 
 
-def test_the_time_of_a_run_that_is_killed_is_noted_on_the_way(tmp_path, monkeypatch):
-    noted = threading.Event()
-    monkeypatch.setattr(results, "EVERY", 0.001)
-    monkeypatch.setattr(results, "atomic_path", lambda file, real=results.atomic_path: noted.set() or real(file))
-    with results.timed(tmp_path / "seconds"):
-        assert noted.wait(60)
-
-
-def test_a_clock_that_cannot_be_noted_hides_nothing(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(KeyboardInterrupt), results.timed(tmp_path / "file" / "seconds"):
-        raise KeyboardInterrupt
-
-
 def test_a_launcher_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(QScoreError, match="run it without a launcher, with devices"):
@@ -512,27 +436,6 @@ def test_one_training_alone(tmp_path, monkeypatch):
     assert found["page"] is None and not (tmp_path / "results").exists()
     assert [path.name for path in (tmp_path / "encoders" / "small" / "curve").iterdir()] == ["simclr-24"]
     assert (tmp_path / "encoders" / "small" / "curve" / "simclr-24" / "encoder.safetensors").exists()
-
-
-def test_the_supervised_control_learns_the_labels(tmp_path):
-    from qscore.study.reproduce.context import Context
-    from qscore.study.reproduce.scales import Scale
-    from qscore.study.reproduce.training import train_supervised
-
-    digits = open_images("digits")
-    zeros_and_ones = [i for i in range(600) if digits.record(i).label in (0, 1)]
-    source = subset(digits, zeros_and_ones)
-    scale = replace(Scale(), supervised_epochs=6, image_size=8)
-    context = Context(scale, source, source, tmp_path, device="cpu")
-    folder = train_supervised(context, "small:resnet10-4", tmp_path / "s")
-    rows = (folder / "logs" / "version_0" / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("loss_epoch")
-    losses = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert losses[-1] < 0.55 < losses[0]  # log 2, 0.69, is what knows nothing
-    assert load_encoder(folder).source.method == "supervised"
-    assert train_supervised(context, "small:resnet10-4", folder) == folder
-    with pytest.raises(QScoreError, match="holds another training: seed is 0 there and 1 here"):
-        train_supervised(replace(context, seed=1), "small:resnet10-4", folder)
 
 
 def test_what_leaves_the_machine_is_small_and_whole(out, tmp_path, monkeypatch):
