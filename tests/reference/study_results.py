@@ -14,14 +14,17 @@ def measured(accuracy=0.6, auroc=(0.6, 0.58, 0.62), above=0.02, gain=0.01, **cha
         {"quantity": quantity, "statistic": statistic, "scope": "overall", **number(0.2, 0.1, 0.3)}
         for quantity, statistic in (("z", "cliffs_delta"), ("purity_discriminative", "excess"))
     ]
-    point = {"keep": 0.6, "change": -0.001, "change_low": -0.004, "change_high": 0.002, "retained": True, "holds": True}
+    point = {"keep": 0.6, "change": -0.001, "change_low": -0.004, "change_high": 0.002, "retained": True}
+    point |= {"accuracy": 0.6, "random_high": 0.59, "holds": True}
     found = {
         "accuracy": accuracy,
         "n_features": 512,
         "epsilon": 2.5,
         "coverage": 0.97,
         "undefined": None,
-        "scores": {name: {"auroc": of, "ap_correct": number(0.7)} for name, of in scores.items()},
+        "scores": {
+            name: {"auroc": of, "ap_correct": number(0.7), "ap_wrong": number(0.5)} for name, of in scores.items()
+        },
         "q_minus": {name: {"auroc": number(above, above - 0.01, above + 0.01)} for name in list(scores)[1:]},
         "gain_on_norm": number(gain, gain - 0.005, gain + 0.005),
         "claims": {"verdicts": {"C1": "holds", "C2": "holds weakly"}, "records": rows},

@@ -94,4 +94,4 @@ def test_a_single_method_has_nothing_to_choose_by_and_gaps_take_no_part():
     assert alone.setting is None and alone.test is None
     results = [sensitive("byol", a=(None, 0.6), b=(0.5, 0.5)), sensitive("moco", a=(0.9, 0.7), b=(0.5, 0.4))]
     assert choose_settings(results)[1].setting == "b"
-    assert mean_by_factor(results, ["a", "c"]) == {"a": pytest.approx(0.65), "c": None}
+    assert mean_by_factor(results, ["a", "c"]) == {"a": (0.9, pytest.approx(0.65)), "c": (None, None)}

@@ -14,12 +14,13 @@ from qscore.study.reproduce.tables import label
 __all__ = ["SHOWN", "curve_points", "shapes_points", "write_chart", "write_shapes_chart"]
 
 SHOWN = {
-    "q_score": ("Q", "#cc3311"),
-    "q_random_d": ("Q with a random D", "#ee7733"),
-    "l2_norm": ("feature norm", "#777777"),
-    "knn_similarity": ("kNN similarity", "#0077bb"),
-    "neighborhood_consistency": ("neighbourhood consistency", "#009988"),
-    "softmax": ("probe's softmax (labels)", "#222222"),
+    "q_score": "Q",
+    "q_without_d": "Q without D",
+    "q_random_d": "Q with a random D",
+    "l2_norm": "feature norm",
+    "knn_similarity": "kNN similarity",
+    "neighborhood_consistency": "neighbourhood consistency",
+    "softmax": "probe's softmax (labels)",
 }
 WIDTH, HEIGHT = 300, 220
 
@@ -38,13 +39,13 @@ def curve_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for result in results
         if result["stage"] == "curve"
         for point in result["found"].get("checkpoints") or ()
-        for name, (title, _) in SHOWN.items()
+        for name, title in SHOWN.items()
         if dig(point, "scores", name, "auroc", "value") is not None and point["accuracy"] is not None
     ]
 
 
 def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw one panel for each scale and encoder, as SVG.
+    """Draw one panel for each scale and score, with a line for each training, as SVG.
 
     Parameters
     ----------
@@ -53,17 +54,16 @@ def write_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     out : Path
         The file.
     """
-    titles, colours = zip(*SHOWN.values(), strict=True)
-    base = _in_panels(rows)
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    base = _in_panels(rows, "score")
     x = alt.X("accuracy:Q", title="probe accuracy, %", scale=alt.Scale(zero=False))
     y = alt.Y("value:Q", title="AUROC", scale=alt.Scale(zero=False))
-    colour = alt.Color(
-        "score:N", scale=alt.Scale(domain=titles, range=colours), legend=alt.Legend(orient="top", columns=3, title=None)
-    )
+    colour = alt.Color("encoder:N", legend=alt.Legend(orient="top", columns=4, title=None, symbolOpacity=1))
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=alt.Y("low:Q", title="AUROC"), y2="high:Q", color=colour)
     lines = base.mark_line(point=True).encode(x=x, y=y, color=colour, order="epoch:Q")
-    panels = (bars + lines).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2)
-    _write(panels, out)
+    panels = (bars + lines).properties(width=WIDTH, height=HEIGHT)
+    order = [f"{title} ({scale})" for scale in scales for title in SHOWN.values()]
+    _write(panels.facet(alt.Facet("panel:N", title=None, sort=order), columns=2), out)
 
 
 def shapes_points(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def write_shapes_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     out : Path
         The file.
     """
-    base = _in_panels(rows)
+    base = _in_panels(rows, "encoder")
     x = alt.X("carries:Q", title="carries: information on shape minus background", axis=alt.Axis(tickCount=5))
     y = alt.Y("looks:Q", title="looks: core IoU minus spurious IoU")
     dots = base.mark_point(filled=True, size=25, opacity=0.6, color="#4477aa").encode(x=x, y=y)
@@ -96,10 +96,8 @@ def write_shapes_chart(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     _write((none + dots).properties(width=WIDTH, height=HEIGHT).facet(alt.Facet("panel:N", title=None), columns=2), out)
 
 
-def _in_panels(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
-    return alt.Chart(
-        alt.InlineData(values=[dict(row) | {"panel": f"{row['encoder']} ({row['scale']})"} for row in rows])
-    )
+def _in_panels(rows: Sequence[Mapping[str, Any]], by: str) -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=[dict(row) | {"panel": f"{row[by]} ({row['scale']})"} for row in rows]))
 
 
 def _write(panels: alt.FacetChart, out: Path) -> None:

@@ -1,6 +1,6 @@
 """Which setting of Q to use where there are no labels: chosen on other methods, by labels of training images alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,18 @@ def _best(methods: Sequence[Sequence[Found]], names: Sequence[str]) -> str | Non
     return max(means, key=means.__getitem__) if means else None
 
 
-def mean_by_factor(results: Sequence[Found], names: Sequence[str]) -> dict[str, float | None]:
-    """Return the mean test AUROC of some settings over all encoders that have it; None where none has."""
-    found: dict[str, float | None] = {}
+def mean_by_factor(results: Sequence[Found], names: Sequence[str]) -> dict[str, tuple[float | None, float | None]]:
+    """Return some settings' mean AUROC on held-out training rows and on test rows, over all encoders that have it.
+
+    None where none has.
+    """
+    found: dict[str, tuple[float | None, float | None]] = {}
     for name in names:
-        tests = [s["settings"].get(name, {}).get("test") for r in results for s in r["found"]["sources"]]
-        values = [test["value"] for test in tests if test is not None and test["value"] is not None]
-        found[name] = float(np.mean(values)) if values else None
+        of = [s["settings"].get(name, {}) for r in results for s in r["found"]["sources"]]
+        found[name] = _mean(one.get("train") for one in of), _mean((one.get("test") or {}).get("value") for one in of)
     return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

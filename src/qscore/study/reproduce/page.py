@@ -6,9 +6,10 @@ from typing import Any
 
 from qscore._files import atomic_path
 from qscore.study.reproduce import tables
+from qscore.study.reproduce.beside import curve_sentences, shapes_sentence, strength_sentence
 from qscore.study.reproduce.chart import curve_points, shapes_points, write_chart, write_shapes_chart
 from qscore.study.reproduce.results import FOLDER, SCALES, read_results
-from qscore.study.reproduce.sentences import claim_sentences, repair_sentence, settings_sentence, terms_sentence
+from qscore.study.reproduce.sentences import claim_lines, repair_sentence, settings_sentence, terms_sentence
 from qscore.study.reproduce.tables import number
 from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, judge
 
@@ -26,16 +27,28 @@ TITLES = {
 INTRODUCTION = """# Results
 
 The ten claims of Kalibhat et al. (AAAI 2024), put to the test. This page is made from the result files in `results/` by
-`make results`; verdicts follow from rules that were fixed before anything was run (`qscore.study.reproduce.verdicts`).
-No test label was used to choose anything. Brackets hold 95 % bootstrap intervals over test images; for C3 and the table
-of where features look, over features. They speak of other images or features of that kind, not of other encoders."""
+`make results`; verdicts follow from rules that were fixed before anything was measured
+(`qscore.study.reproduce.verdicts`). No test label was used to choose anything. Brackets hold 95 % bootstrap intervals
+over test images; for C3 and the table of where features look, over features. They speak of other images or features of
+that kind, not of other encoders."""
+GLOSSARY = (
+    "An image's *highly active* features are those more than *epsilon* standard deviations above the mean of its "
+    "representation. *D*, the discriminative features, are those whose activation rate ranks between the 50th and the "
+    "95th percentile; *Q* is the mean deviation over an image's highly active features of D, *coverage* the share of "
+    "images that have any, *Q without D* the same over all highly active features, *Q with a random D* over random "
+    "features, as many. *Z* is an image's highest deviation in standard deviations, and *Q1* version 1's score, Z over "
+    "the L1 norm. AUROC, average precision (AP) and AURC ask how well a score puts images that a linear probe "
+    "classifies correctly above all others. The page *The method* of the documentation has the formulas."
+)
 READING = (
-    "A *case* is an encoder, or one of its fine-tunings; *controls*, a random and a supervised encoder, are none. *Not "
-    "met* are the conditions that stood in the way of a better verdict. *Not yet run*: no result answers the claim at "
-    "that scale, or its run has not got that far; the commands are at the end. *Unfinished* results are shown as far "
-    "as they go. *Undertrained*: the probe was still rising at the end of its schedule, from the last but one "
-    "checkpoint to the last by more than a standard error of the paired difference. A flat end does not mean trained "
-    "out: a cosine schedule, whose rate falls to 0, flattens any training."
+    "A *case* is an encoder, or one of its fine-tunings; *controls*, a random and a supervised encoder, are judged by "
+    "the same rules, and count for nothing. A claim holds weakly in a case if the *decisive* conditions of its rule "
+    "are met, and holds if those *asked beyond* are met too; as a whole it holds if it does in three quarters of the "
+    "cases, and weakly if it does at least weakly in half. *Not yet run*: no result answers the claim at that scale, "
+    "or its run has not got that far; the commands are at the end. *Unfinished* results are shown as far as they go. "
+    "*Undertrained*: the probe was still rising at the end of its schedule, from the last but one checkpoint to the "
+    "last by more than a standard error of the paired difference. A flat end does not mean trained out: a cosine "
+    "schedule, whose rate falls to 0, flattens any training."
 )
 CHART_TEXT = "AUROC of Q and its main rivals against probe accuracy, along each training"
 SHAPES_TEXT = "Where each feature looks, against what it carries"
@@ -80,7 +93,7 @@ def render_page(results: Sequence[Found]) -> str:
     """
     by_scale = {scale: [result for result in results if result["scale"] == scale] for scale in SCALES}
     parts = [INTRODUCTION, "## Verdicts", _lines(_verdict_table(by_scale))]
-    parts += [READING]
+    parts += [READING, GLOSSARY]
     for scale, found in by_scale.items():
         if found:
             parts += _scale(scale, found)
@@ -106,7 +119,7 @@ def _scale(scale: str, results: Sequence[Found]) -> Iterator[str]:
     yield f"## Scale {scale}"
     yield _where(results)
     yield settings_sentence(results)
-    yield _lines([f"- {sentence}" for sentence in claim_sentences(results)])
+    yield _lines([*claim_lines(results)])
     stages = {stage: [result for result in results if result["stage"] == stage] for stage in TITLES}
     for stage, title in TITLES.items():
         yield f"### {title}"
@@ -114,6 +127,10 @@ def _scale(scale: str, results: Sequence[Found]) -> Iterator[str]:
         if notes := tables.footnotes(stages[stage]):
             yield _lines(["Cannot be tested, or is missing:", "", *notes])
     yield "### Commands"
+    yield (
+        "Each takes `--out` besides, a folder. Minutes are those of the command; a training made by another one is not "
+        "counted."
+    )
     yield _lines(tables.commands(results))
 
 
@@ -133,19 +150,21 @@ def _where(results: Sequence[Found]) -> str:
     hours = sum(result["seconds"] or 0 for result in results) / 3600
     return (
         f"{'; '.join(sorted(images))}. Computed on {'; '.join(sorted(places))}, with {'; '.join(sorted(versions))}; "
-        f"{hours:.1f} hours in all, trainings made elsewhere not counted."
+        f"{hours:.1f} hours in all, without those of trainings that the table of commands says are not counted."
     )
 
 
 def _curve(results: Sequence[Found]) -> Iterator[str]:
+    if answers := [*curve_sentences(results)]:
+        yield _lines([f"- {said}" for said in answers])
     if curve_points(results):
         yield f"![{CHART_TEXT}]({CHART})"
     first = any(point["epoch"] == 0 for result in results for point in result["found"].get("checkpoints") or ())
     initial = "; epoch 0 is the random initialisation" if first else ""
     yield (
-        f"Epsilon is automatic, fitted on the training rows{initial}. In the paper, AUROC of version 1's score is up "
-        "to 0.90, and average precision of Q 91.45 % (ImageNet-100) and 78.78 % (ImageNet-1K); that of a coin equals "
-        "the probe's accuracy."
+        f"Epsilon is automatic, fitted on the training rows{initial}. The paper gives average precision: up to 0.90 "
+        "for version 1's score, and 0.9145 (ImageNet-100) and 0.7878 (ImageNet-1K) for Q. That of a coin equals the "
+        "probe's accuracy, or, for wrong rows, its error."
     )
     yield _lines(tables.curve(results))
     yield "All scores on the last checkpoint of each:"
@@ -171,7 +190,9 @@ def _methods(results: Sequence[Found]) -> Iterator[str]:
         "C6 compares accuracies of closed-form ridge, not of the probe in the second column; the paper keeps 60 % of "
         "the features. C7 and C8: Q-Score regularisation against plain fine-tuning."
     )
-    yield _lines(tables.methods(results))
+    yield from map(_lines, tables.methods(results))
+    if said := strength_sentence(results):
+        yield said
 
 
 def _shapes(results: Sequence[Found]) -> Iterator[str]:
@@ -184,20 +205,25 @@ def _shapes(results: Sequence[Found]) -> Iterator[str]:
             "A point is a feature, on images whose backgrounds are drawn evenly: to the right those that tell more of "
             "the shape than of the background's texture, above those that look more at the shape than beside it."
         )
+        if said := shapes_sentence(results):
+            yield said
         yield _lines(tables.scatter(results))
 
 
 def _sensitivity(results: Sequence[Found]) -> Iterator[str]:
     single, chosen = tables.sensitivity(results)
     n = sum(len(result["found"]["sources"]) for result in results)
+    resamples = {number(of, "g") for result in results if (of := result["settings"].get("resamples"))}
+    drawn = f" Intervals are of {' or '.join(sorted(resamples))} resamples." if resamples else ""
     yield (
-        f"Mean AUROC over {n} encoders on test rows; below the first two lines, one thing changes from the setting "
-        "with automatic epsilon (of a fixed epsilon, from the paper's)."
+        f"Mean AUROC over {n} encoders. The first two lines are the paper's setting (epsilon 4, band 50-95, raw H) and "
+        f"the same with automatic epsilon; every other line changes one thing more: another epsilon in the first, "
+        f"everything else in the second. Version 1's score has neither epsilon nor band.{drawn}"
     )
     yield _lines(single)
     yield (
-        'A setting is "label-free at use" that did best on held-out training rows of all other methods: at use it '
-        "needs no label, and no test label chose it."
+        'A setting chosen for a method by the AUROC on held-out *training* rows of all other methods is "label-free at '
+        'use": there it needs no label, and no test label chose it.'
     )
     yield _lines(chosen)
 
@@ -217,7 +243,10 @@ def _how_to(by_scale: Mapping[str, Sequence[Found]]) -> Iterator[str]:
         "medium": "--images 'train-*.npz' --test-images test.npz --processes 4",
         "paper": "--images imagenet/train --test-images imagenet/val --devices 8",
     }
-    yield "Each stage of a method is a unit of its own: `--stage` and `--methods` choose, and the same command goes on."
+    yield (
+        "Each stage of a method is a unit of its own: `--stage` and `--methods` choose, and the same command continues "
+        "where it stopped."
+    )
     lines = [
         f"qscore reproduce {options} --scale {scale} --out runs/{scale}" + ("" if by_scale[scale] else f"  # {MISSING}")
         for scale, options in sources.items()

@@ -30,8 +30,11 @@ class Case:
     reason: str = ""
     """Why it cannot be tested."""
     unmet: tuple[str, ...] = ()
-    """The conditions, in words, that stood in the way of a better verdict."""
+    """The decisive conditions, in words, that were not met: with one of them, it does not hold."""
+    beyond: tuple[str, ...] = ()
+    """All others that were not met: with one of them, it holds weakly at best."""
     stage: str = ""
+    method: str = ""
     seeds: int | None = None
     """Fine-tunings behind the number."""
 
@@ -42,6 +45,7 @@ class Encoder:
 
     name: str
     stage: str
+    method: str
     found: Found
     """Its numbers."""
     undertrained: bool
@@ -64,7 +68,7 @@ def dig(found: Any, *names: str) -> Any:
 
 def untested(of: Encoder, reason: str) -> Case:
     """Return that a claim cannot be tested, and why."""
-    return Case(of.name, UNTESTED, undertrained=of.undertrained, reason=reason, stage=of.stage)
+    return Case(of.name, UNTESTED, undertrained=of.undertrained, reason=reason, stage=of.stage, method=of.method)
 
 
 def because(text: str) -> str:
@@ -77,18 +81,33 @@ def _undefined(found: Found) -> str:
     return "" if not text else "the probe is at chance" if "at chance" in text else because(text)
 
 
-def _unmet(verdict: str, conditions: Mapping[str, bool | None], decisive: int) -> tuple[str, ...]:
-    """Return the conditions that were not met, of a claim that fails only the decisive ones."""
-    asked = list(conditions.items())[: decisive if verdict == FAILS else None]
-    return tuple(words + (" (not measured)" if met is None else "") for words, met in asked if not met)
+def _unmet(conditions: Mapping[str, bool | None], decisive: int) -> tuple[list[str], list[str]]:
+    """Return the conditions that were not met: of the decisive ones, which come first, and of the others."""
+    asked = list(conditions.items())
+    first, others = (
+        [words + (" (not measured)" if met is None else "") for words, met in some if not met]
+        for some in (asked[:decisive], asked[decisive:])
+    )
+    return first, others
 
 
 def _graded(of: Encoder, numbers: Sequence[float | None], conditions: Mapping[str, bool], decisive: int) -> Case:
     met = list(conditions.values())
     verdict = HOLDS if all(met) else WEAKLY if all(met[:decisive]) else FAILS
+    return _case(of, verdict, numbers, *_unmet(conditions, decisive))
+
+
+def _case(
+    of: Encoder, verdict: str, numbers: Sequence[float | None], unmet: Iterable[str], beyond: Iterable[str]
+) -> Case:
     value, low, high = numbers
-    unmet = _unmet(verdict, conditions, decisive)
-    return Case(of.name, verdict, value, low, high, of.undertrained, unmet=unmet, stage=of.stage)
+    return Case(
+        *(of.name, verdict, value, low, high, of.undertrained),
+        unmet=tuple(unmet),
+        beyond=tuple(beyond),
+        stage=of.stage,
+        method=of.method,
+    )
 
 
 def _record(records: Iterable[Found] | None, **wanted: str) -> Found | None:
@@ -117,8 +136,7 @@ def _first_two(claim: str, quantity: str, statistic: str) -> Callable[[Encoder],
         if verdict == UNTESTED:
             return untested(of, "no feature of D is highly active in any test row")
         numbers = _numbers(_record(claims["records"], quantity=quantity, statistic=statistic, scope="overall"))
-        unmet = _unmet(verdict, dig(claims, "conditions", claim) or {}, N_DECISIVE)
-        return Case(of.name, verdict, *numbers, of.undertrained, unmet=unmet, stage=of.stage)
+        return _case(of, verdict, numbers, *_unmet(dig(claims, "conditions", claim) or {}, N_DECISIVE))
 
     return rule
 
@@ -147,9 +165,10 @@ def _compresses(of: Encoder) -> Case:
     numbers = (point["change"], point["change_low"], point["change_high"])
     if None in numbers[:2]:
         return untested(of, "the change in accuracy could not be measured")
+    both = point["accuracy"], point["random_high"]
     conditions = {
         "a change above -1 point": point["retained"],
-        "accuracy above random sets' 95th percentile": point["holds"],
+        "accuracy above random sets' 95th percentile": None not in both and both[0] > both[1],
     }
     return _graded(of, numbers, conditions, 1)
 
@@ -216,15 +235,15 @@ def judge_shapes(claim: str, of: Encoder, complete: bool) -> Case | None:
         if verdict == UNTESTED:
             reason = dig(explained, place, "reasons", claim)
             return untested(of, because(reason or "too few features or images in which there is something to measure"))
-    worst = min(verdicts.values(), key=RANK.__getitem__)
-    unmet = [
-        words + ASKED.get(place, "")
-        for place, verdict in verdicts.items()
-        if verdict == worst
-        for words in _unmet(verdict, dig(explained, place, "conditions", claim) or {}, N_DECISIVE)
-    ]
+    where = min(reversed(places), key=lambda place: RANK[verdicts[place]])
+    unmet: tuple[list[str], list[str]] = ([], [])
+    for place in places:
+        conditions = dig(explained, place, "conditions", claim) or {}
+        asked = {words + ASKED.get(place, ""): met for words, met in conditions.items()}
+        for known, more in zip(unmet, _unmet(asked, N_DECISIVE), strict=True):
+            known.extend(more)
     numbers = _numbers(_record(explained[where]["records"], quantity=quantity, statistic=statistic))
-    return Case(of.name, worst, *numbers, of.undertrained, unmet=tuple(unmet), stage=of.stage)
+    return _case(of, verdicts[where], numbers, *unmet)
 
 
 def _unexplained(claim: str, of: Encoder, complete: bool) -> Case | None:

@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
+from qscore.study.reproduce.beside import beside, stood_still
 from qscore.study.reproduce.rules import because, dig
 from qscore.study.reproduce.scales import CONTROLS
-from qscore.study.reproduce.tables import NOTHING, interval, number
-from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, judge
+from qscore.study.reproduce.tables import NOTHING, interval, main_number, number
+from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, Claim, judge
 
-__all__ = ["claim_sentences", "repair_sentence", "settings_sentence", "terms_sentence"]
+__all__ = ["claim_lines", "repair_sentence", "settings_sentence", "terms_sentence"]
 
 Found = Mapping[str, Any]
-MOST_UNMET = 4
 RIVALS = ("plain", "lasso", "random-d")
 PAPERS_SETTING = (
     "In the paper: photographs, ResNet-50 on ImageNet-1K and ResNet-18 on ImageNet-100, trained for hundreds of "
@@ -21,8 +21,8 @@ PAPERS_SETTING = (
 )
 
 
-def claim_sentences(results: Sequence[Found]) -> Iterator[str]:
-    """Yield a sentence or two for each claim: verdict, counts, numbers, and which conditions were not met.
+def claim_lines(results: Sequence[Found]) -> Iterator[str]:
+    """Yield a list in Markdown: each claim's verdict, counts and numbers, and below it what they are to be read beside.
 
     Parameters
     ----------
@@ -32,12 +32,10 @@ def claim_sentences(results: Sequence[Found]) -> Iterator[str]:
     for name, (verdict, found) in judge(results).items():
         claim = CLAIMS[name]
         if not found:
-            yield f"**{name}** ({claim.title}): {MISSING}."
+            yield f"- **{name}** ({claim.title}): {MISSING}."
             continue
-        yield (
-            f"**{name}** ({claim.title}): **{verdict}**. "
-            f"{_counted(found)}; {claim.number}: {_range(name, found)}.{_unmet(found)}"
-        )
+        yield f"- **{name}** ({claim.title}): **{verdict}**. {_counted(found)}; {claim.number}: {_range(claim, found)}."
+        yield from (f"  - {said}" for said in (*_unmet(found), *beside(name, found, results)))
 
 
 def _counted(found: Sequence[Case]) -> str:
@@ -63,31 +61,24 @@ def _plural(numbers: set[int]) -> str:
     return "seed" if numbers == {1} else "seeds"
 
 
-def _range(name: str, found: Sequence[Case]) -> str:
+def _range(claim: Claim, found: Sequence[Case]) -> str:
     """Return the lowest and the highest main number, each with its interval and encoder."""
-    claim = CLAIMS[name]
     known = sorted((case for case in found if case.value is not None), key=lambda case: float(case.value or 0.0))
     if not known:
         return "not measured"
-
-    def said(case: Case) -> str:
-        scale, form = (100.0, f"{claim.sign}z.2f") if claim.unit else (1.0, f"{claim.sign}z.3f")
-        numbers = {"value": case.value, "low": case.low, "high": case.high}
-        value, _, rest = interval(numbers, form, scale).partition(" ")
-        return f"{value}{claim.unit} {rest.removesuffix(')')}; {case.encoder})"
-
-    return said(known[0]) if len(known) == 1 else f"from {said(known[0])} to {said(known[-1])}"
+    said = [f"{main_number(claim, case).removesuffix(')')}; {case.encoder})" for case in (known[0], known[-1])]
+    return said[0] if len(known) == 1 else f"from {said[0]} to {said[1]}"
 
 
-def _unmet(found: Sequence[Case]) -> str:
-    """Name the conditions that stood in the way, the most frequent first."""
+def _unmet(found: Sequence[Case]) -> Iterator[str]:
+    """Name the conditions that were not met, the most frequent first: the decisive ones, and those beyond."""
     tested = [case for case in found if case.verdict != UNTESTED]
-    counts = Counter(words for case in tested for words in case.unmet).most_common()
-    if not counts:
-        return ""
-    said = [f"{words} ({n} of {len(tested)})" if len(tested) > 1 else words for words, n in counts[:MOST_UNMET]]
-    more = f"; and {len(counts) - MOST_UNMET} more" if len(counts) > MOST_UNMET else ""
-    return f" Not met: {'; '.join(said)}{more}."
+    kinds = {"Decisive and not met": "unmet", "Asked beyond and not met": "beyond"}
+    for title, kind in kinds.items():
+        counts = Counter(words for case in tested for words in getattr(case, kind)).most_common()
+        said = [f"*{words}* ({n} of {len(tested)})" if len(tested) > 1 else f"*{words}*" for words, n in counts]
+        if said:
+            yield f"{title}: {'; '.join(said)}."
 
 
 def settings_sentence(results: Sequence[Found]) -> str:
@@ -106,7 +97,9 @@ def settings_sentence(results: Sequence[Found]) -> str:
         images = _both(sorted({number(result["images"]["train"]["n"], ",") for result in of}))
         if stages[0] == "curve":
             epochs = _both(_settings(of, "curve_epochs", "methods_epochs"))
-            said.append(f"{claims}: {_backbones(of)} on {images} images for {epochs} epochs")
+            recipes = _settings(of, "recipe", "methods_recipe")
+            by = f" (recipes: {_both(recipes)})" if recipes else ""
+            said.append(f"{claims}: {_backbones(of)} on {images} images for {epochs} epochs{by}")
         else:
             epochs = _both(_settings(of, "repair_epochs", "methods_tune_epochs"))
             optimizer = _both(_settings(of, "tune_optimizer"))
@@ -149,7 +142,8 @@ def repair_sentence(label: str, name: str, rate: Found) -> str:
     rate : mapping
         What was found at it.
     """
-    at = f"{label}, the {name} learning rate, {number(rate.get('learning_rate'), 'g')}"
+    whose = "paper's" if name == "paper" else name
+    at = f"**{label}, the {whose} learning rate, {number(rate.get('learning_rate'), 'g')}**"
     if "refused" in rate:
         return f"{at}: {because(rate['refused'])}."
     return (
@@ -169,6 +163,11 @@ def terms_sentence(rate: Found) -> str:
         said.append(
             f"The regulariser's Q term pulls with {first:.3f} of the self-supervised loss's gradient, its norm term "
             f"with {second:.3f}."
+        )
+    if stood_still(rate):
+        said.append(
+            "Neither plain nor Q-Score fine-tuning can be told from learning rate 0 here: where training moves "
+            "nothing, nothing follows of the regulariser."
         )
     if dig(random, "value") is not None:
         said.append(f"Against a random D, accuracy differs by {interval(random, '+z.2f', 100)} points.")

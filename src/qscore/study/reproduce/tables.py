@@ -9,10 +9,22 @@ from qscore.study.reproduce.results import titled
 from qscore.study.reproduce.rules import because, dig
 from qscore.study.reproduce.scales import CONTROLS
 from qscore.study.reproduce.sensitivity import AUTOMATIC, BANDS, EPSILONS, PAPERS, SCALINGS
-from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, Case, cases
+from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, Case, Claim, cases
 
 __all__ = [
-    *("commands", "curve", "footnotes", "interval", "label", "markdown", "methods", "number", "repair", "rivals"),
+    *(
+        "commands",
+        "curve",
+        "footnotes",
+        "interval",
+        "label",
+        "main_number",
+        "markdown",
+        "methods",
+        "number",
+        "repair",
+        "rivals",
+    ),
     *("scatter", "sensitivity", "shapes"),
 ]
 
@@ -33,7 +45,9 @@ SHORT = {
     "neighborhood_consistency": "neighbours",
     "softmax": "softmax (labels)",
 }
+MEASURED = ("q_score", "q_without_d", "l2_norm", "knn_similarity")
 TITLES = {score.name: score.title for score in SCORES}
+QUALITY = ("AP of Q", "AP of Q, for wrong", "AURC of Q")
 NOTHING = "-"
 LEAST_SECONDS = 30
 
@@ -61,6 +75,13 @@ def interval(of: Found | None, form: str = ".3f", scale: float = 1.0) -> str:
         return NOTHING
     value, low, high = (number(of[name], form, scale) for name in ("value", "low", "high"))
     return f"{value} ({low}, {high})"
+
+
+def main_number(claim: Claim, case: Case) -> str:
+    """Return a case's main number with its interval, in the claim's unit."""
+    scale, form = (100.0, f"{claim.sign}z.2f") if claim.unit else (1.0, f"{claim.sign}z.{claim.digits}f")
+    value, _, rest = interval({"value": case.value, "low": case.low, "high": case.high}, form, scale).partition(" ")
+    return f"{value}{claim.unit} {rest}"
 
 
 def label(result: Found) -> str:
@@ -121,10 +142,13 @@ def curve(results: Sequence[Found]) -> list[str]:
                     number(point.get("coverage"), ".1f", 100),
                     first,
                     *(number(dig(of, "value")) for of in aurocs.values()),
-                    number(dig(point, "scores", "q_score", "ap_correct", "value")),
+                    *(
+                        number(dig(point, "scores", "q_score", name, "value"))
+                        for name in ("ap_correct", "ap_wrong", "aurc")
+                    ),
                 ]
             )
-    return markdown(["encoder", "epoch", "probe, %", "epsilon", "coverage, %", *titles, "AP of Q"], rows)
+    return markdown(["encoder", "epoch", "probe, %", "epsilon", "coverage, %", *titles, *QUALITY], rows)
 
 
 def rivals(results: Sequence[Found]) -> list[str]:
@@ -170,34 +194,56 @@ def _quality(metrics: Found) -> list[str]:
     return [*cells, number(dig(metrics, "zeros", "value"), ".2f", 100)]
 
 
-def methods(results: Sequence[Found]) -> list[str]:
-    """Return one row for each method: its probe, AUROC of Q, verdicts, and what fine-tuning did."""
-    rows = []
-    for result in results:
-        found = result["found"]
-        verdicts = {claim: _verdict(cases(claim, [result])) for claim in ("C1", "C2", "C5", "C6")}
-        point = next((p for p in found.get("compression") or () if p["keep"] == 0.6), None)
-        tuned = dig(found, "tuned", "differences", "qscore", "plain")
-        rising = dig(found, "rise", "rising")
-        rows.append(
-            [
-                label(result),
-                number(found.get("accuracy"), ".1f", 100),
-                NOTHING if rising is None else "rising: undertrained" if rising else "flat",
-                interval(dig(found, "scores", "q_score", "auroc")),
-                *(verdicts[claim] for claim in ("C1", "C2", "C5")),
-                number(dig(point, "change"), "+z.1f", 100),
-                verdicts["C6"],
-                interval(dig(tuned, "accuracy"), "+z.2f", 100),
-                interval(dig(tuned, "hoyer"), "+z.4f"),
-            ]
-        )
-    columns = ["method", "probe, %", "end of schedule", "AUROC of Q", "C1", "C2", "C5"]
-    columns += ["points at keep 0.6 (ridge)", "C6", "C7: points on plain", "C8: Hoyer on plain"]
-    return markdown(columns, rows)
+def methods(results: Sequence[Found]) -> Iterator[list[str]]:
+    """Yield two tables with a row for each method: what Q predicts, and what compression and fine-tuning did."""
+    yield markdown(
+        ["method", "probe, %", "end of schedule", *(f"AUROC of {SHORT.get(n, TITLES[n])}" for n in MEASURED), "AP of Q",
+         "AP of Q, for wrong", "C1", "C2", "C5"],
+        [_measured(result) for result in results],
+    )  # fmt: skip
+    yield markdown(
+        ["method", "points at keep 0.6 (ridge)", "C6", "gradient of the Q term", "of the norm term",
+         "points on plain", "relative, %", "C7", "Hoyer on plain", "zeros on plain, points", "C8"],
+        [_changed(result) for result in results],
+    )  # fmt: skip
 
 
-def _verdict(found: Sequence[Case]) -> str:
+def _measured(result: Found) -> list[str]:
+    found = result["found"]
+    rising = dig(found, "rise", "rising")
+    aurocs = [interval(dig(found, "scores", MEASURED[0], "auroc"))]
+    aurocs += [number(dig(found, "scores", name, "auroc", "value")) for name in MEASURED[1:]]
+    return [
+        label(result),
+        number(found.get("accuracy"), ".1f", 100),
+        NOTHING if rising is None else "rising: undertrained" if rising else "flat",
+        *aurocs,
+        *(number(dig(found, "scores", "q_score", name, "value")) for name in ("ap_correct", "ap_wrong")),
+        *(_verdict(claim, result) for claim in ("C1", "C2", "C5")),
+    ]
+
+
+def _changed(result: Found) -> list[str]:
+    found = result["found"]
+    point = next((p for p in found.get("compression") or () if p["keep"] == 0.6), None)
+    tuned = dig(found, "tuned", "differences", "qscore", "plain")
+    ratios = dig(found, "tuned", "arms", "qscore", "gradient_ratios")
+    return [
+        label(result),
+        number(dig(point, "change"), "+z.1f", 100),
+        _verdict("C6", result),
+        *(number(dig(ratios, f"gradient_ratio_{k}", "mean"), ".3g") for k in (1, 2)),
+        interval(dig(tuned, "accuracy"), "+z.2f", 100),
+        number(dig(tuned, "accuracy", "relative", "value"), "+z.2f", 100),
+        _verdict("C7", result),
+        interval(dig(tuned, "hoyer"), "+z.4f"),
+        interval(dig(tuned, "zeros"), "+z.2f", 100),
+        _verdict("C8", result),
+    ]
+
+
+def _verdict(claim: str, result: Found) -> str:
+    found = cases(claim, [result])
     return found[0].verdict if found else NOTHING
 
 
@@ -236,7 +282,10 @@ def sensitivity(results: Sequence[Found]) -> Iterator[list[str]]:
     single |= {"Q / sigma": f"{AUTOMATIC}/sigma", "v1": "raw, v1", "v1 of standardised H": "standardised, v1"}
     unfinished = {(r["method"], of["source"]) for r in results if not r["complete"] for of in r["found"]["sources"]}
     means = mean_by_factor(results, list(single.values()))
-    yield markdown(["setting", "mean AUROC"], [[name, number(means[setting])] for name, setting in single.items()])
+    yield markdown(
+        ["setting", "mean AUROC, held-out training rows", "mean AUROC, test rows"],
+        [[name, *map(number, means[setting])] for name, setting in single.items()],
+    )
     rows = [
         [
             choice.source + (" (unfinished)" if (choice.method, choice.source) in unfinished else ""),
@@ -261,4 +310,4 @@ def _minutes(result: Found) -> str:
     seconds, here = result["seconds"], result["trained_here"]
     if seconds is None or (seconds < LEAST_SECONDS and not here):
         return NOTHING
-    return f"{seconds / 60:.0f}" + ("" if here else ", training not counted")
+    return (f"{seconds / 60:.0f}" if seconds >= LEAST_SECONDS else "< 1") + ("" if here else ", training not counted")

@@ -1,4 +1,4 @@
-"""The ten claims, judged by rules that were fixed before anything was run.
+"""The ten claims, judged by rules that were fixed before anything was measured.
 
 Each claim is judged on every encoder that a finished training ended in, the controls left out (a *case*), and then as a
 whole: of the cases that can be tested, it *holds* if it holds in three quarters, *holds weakly* if it holds at least
@@ -21,7 +21,7 @@ case without numbers (a training that collapsed, a fine-tuning refused or diverg
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,19 @@ from qscore.study.reproduce.results import titled
 from qscore.study.reproduce.rules import LEAST_AUROC, RULES, Case, Encoder, because, dig, judge_shapes, untested
 from qscore.study.reproduce.scales import CONTROLS
 
-__all__ = ["CLAIMS", "LEAST_AUROC", "MISSING", "ON_SHAPES", "Case", "Claim", "cases", "judge", "overall"]
+__all__ = [
+    "CLAIMS",
+    "LEAST_AUROC",
+    "MISSING",
+    "ON_SHAPES",
+    "Case",
+    "Claim",
+    "cases",
+    "encoders",
+    "fine_tunings",
+    "judge",
+    "overall",
+]
 
 MISSING = "not yet run"
 HOLDS_SHARE, WEAKLY_SHARE = 3 / 4, 1 / 2
@@ -45,63 +57,55 @@ class Claim:
     title: str
     number: str
     """What the main number is."""
-    paper: str
+    paper: str = ""
     """The number in the paper, or nothing."""
-    unit: str
-    """``""``, or ``" points"`` of a number that is shown times 100."""
+    unit: str = ""
+    """``" points"`` of a number that is shown times 100."""
     sign: str = "+"
+    digits: int = 3
 
 
 CLAIMS = {
-    "C1": Claim(
-        "correct samples have few, highly deviated features", "Cliff's delta of Z, correct against wrong", "", ""
-    ),
+    "C1": Claim("correct samples have few, highly deviated features", "Cliff's delta of Z, correct against wrong"),
     "C2": Claim(
         "discriminative features sit mostly in correct samples",
         "correct share of the rows with features of D, over the base rate",
-        "",
-        " points",
+        unit=" points",
     ),
     "C3": Claim(
         "discriminative features correspond to unique physical attributes",
         "mutual-information gap of D over that of random features",
-        "",
-        "",
+        digits=4,
     ),
     "C4": Claim(
         "noisy features correspond to spurious attributes",
         "spurious IoU of D minus that of other features (claimed: below 0)",
-        "",
-        "",
+        digits=4,
     ),
     "C5": Claim(
         "Q predicts misclassification",
         "AUROC of Q",
-        "AUPRC 91.45 (ImageNet-100), 78.78 (ImageNet-1K); version 1: up to 0.90",
-        "",
-        "",
+        "AUPRC 91.45 % (ImageNet-100), 78.78 % (ImageNet-1K); version 1: up to 90 %",
+        sign="",
     ),
     "C6": Claim(
         "40 % of the features can go",
         "change in closed-form ridge's accuracy with 60 % of the features",
         "up to 40 %",
-        " points",
+        unit=" points",
     ),
     "C7": Claim(
         "regularisation lifts the linear probe",
         "change in accuracy against plain fine-tuning",
         "up to +5.8 % (ImageNet-100), +3.7 % (ImageNet-1K); version 1: 3.26 % relative",
-        " points",
+        unit=" points",
     ),
-    "C8": Claim("regularisation raises sparsity", "change in Hoyer sparsity against plain fine-tuning", "", ""),
-    "C9": Claim(
-        "discriminative features correlate with core attributes", "Spearman's correlation of Q and core IoU", "", ""
-    ),
+    "C8": Claim("regularisation raises sparsity", "change in Hoyer sparsity against plain fine-tuning", digits=4),
+    "C9": Claim("discriminative features correlate with core attributes", "Spearman's correlation of Q and core IoU"),
     "C10": Claim(
         "regularisation makes representations more interpretable",
-        "change in core IoU of D against plain fine-tuning",
-        "",
-        "",
+        "change in core IoU of D, against the start or plain fine-tuning, whichever is judged worse",
+        digits=4,
     ),
 }
 
@@ -145,25 +149,35 @@ def cases(claim: str, results: Sequence[Found], *, controls: bool = False) -> li
     results : sequence of mapping
         Of one scale.
     controls : bool, default=False
-        Return what the rule says of the controls instead, which are never cases; on shapes only.
+        Return what the rule says of the controls instead, which are never cases, nor fine-tuned.
     """
+    some = [result for result in results if (result["method"] in CONTROLS) == controls]
     if claim in ON_SHAPES:
-        found = [_on_shapes(claim, one) for one in results if (one["method"] in CONTROLS) == controls]
-        return [case for case in found if case is not None]
+        return [case for result in some if (case := _on_shapes(claim, result)) is not None]
     if claim in ("C7", "C8"):
-        return [replace(_judged(claim, of), seeds=_n_seeds(of.found)) for of in _fine_tunings(results) if not controls]
-    return [_judged(claim, of) for of in _encoders(results) if not controls]
+        return [replace(_judged(claim, of), seeds=_n_seeds(of.found)) for of in fine_tunings(some, results)]
+    return [_judged(claim, of) for of in _encoders(some)]
 
 
 def _judged(claim: str, of: Encoder) -> Case:
     return untested(of, of.failed) if of.failed else RULES[claim](of)
 
 
-def _encoders(results: Sequence[Found]) -> Iterator[Encoder]:
-    """Yield each encoder that a training ended in, or should have."""
+def encoders(results: Sequence[Found]) -> Iterator[Encoder]:
+    """Yield each encoder that a training ended in, or should have, the controls left out.
+
+    Parameters
+    ----------
+    results : sequence of mapping
+        Of one scale.
+    """
+    return _encoders(result for result in results if result["method"] not in CONTROLS)
+
+
+def _encoders(results: Iterable[Found]) -> Iterator[Encoder]:
     for result in results:
         found = result["found"]
-        if result["stage"] == "curve" and result["complete"] and result["method"] not in CONTROLS:
+        if result["stage"] == "curve" and result["complete"]:
             last = (found.get("checkpoints") or [found])[-1]
             yield _encoder(result, last)
         elif result["stage"] == "methods" and ("scores" in found or "failed" in found):
@@ -173,11 +187,21 @@ def _encoders(results: Sequence[Found]) -> Iterator[Encoder]:
 def _encoder(result: Found, found: Found, *, name: str = "", risen: Found | None = None) -> Encoder:
     reason = found.get("failed")
     rising = dig(found if risen is None else risen, "rise", "rising")
-    return Encoder(_name(result) + name, result["stage"], found, bool(rising), because(reason) if reason else None)
+    failed = because(reason) if reason else None
+    return Encoder(_name(result) + name, result["stage"], result["method"], found, bool(rising), failed)
 
 
-def _fine_tunings(results: Sequence[Found]) -> Iterator[Encoder]:
-    for result in results:
+def fine_tunings(some: Sequence[Found], results: Sequence[Found]) -> Iterator[Encoder]:
+    """Yield the fine-tunings in some of the results.
+
+    Parameters
+    ----------
+    some : sequence of mapping
+        Whose fine-tunings to yield.
+    results : sequence of mapping
+        All of that scale, which know whether the curve that one started from still rose.
+    """
+    for result in some:
         found = result["found"]
         if result["stage"] == "repair":
             rates = found.get("rates") or ({"": found} if "failed" in found else {})

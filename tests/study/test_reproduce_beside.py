@@ -1,0 +1,128 @@
+import pytest
+from reference.study_results import RISING, STILL, compared, everything, explained, measured, number, result, sensitive
+
+from qscore.study.reproduce.beside import beside, curve_sentences, shapes_sentence, strength_sentence
+from qscore.study.reproduce.sensitivity import PAPERS
+from qscore.study.reproduce.verdicts import cases
+
+
+def said(claim, results):
+    return list(beside(claim, cases(claim, results), results))
+
+
+def methods(name, **changes):
+    return result("methods", name, {"rise": STILL, **measured(**changes)})
+
+
+def tuned(name, norm=0.5, **changes):
+    of = compared(**changes)
+    of["arms"]["qscore"]["gradient_ratios"] = {"gradient_ratio_1": {"mean": 0.1}, "gradient_ratio_2": {"mean": norm}}
+    return result("methods", name, {"rise": STILL, **measured(), "tuned": of})
+
+
+def curve(name, *points, **changes):
+    points = [{"epoch": 10 * k, "rise": None, **point} for k, point in enumerate(points, 1)]
+    return result("curve", name, {"checkpoints": points}, **changes)
+
+
+def test_controls_are_judged_by_the_same_rule_and_shown():
+    found = [methods("byol"), curve("random-512", measured(auroc=(0.545, 0.533, 0.556), above=0.0))]
+    [controls] = [line for line in said("C5", found) if line.startswith("Controls")]
+    assert controls == "Controls, by the same rule: random-512 (curve) holds weakly, 0.545 (0.533, 0.556)."
+    lost = [methods("byol"), curve("supervised-512", {"failed": "not finite"})]
+    assert said("C6", lost)[0] == "Controls, by the same rule: supervised-512 (curve) cannot be tested."
+    assert not said("C1", [methods("byol")])
+
+
+def test_fine_tunings_of_one_method_are_counted_as_one_besides():
+    rates = {"paper": compared(), "calibrated": compared()}
+    found = [result("repair", "simclr", {"rates": rates}), tuned("byol", hoyer=0.0), tuned("dino", hoyer=0.0)]
+    assert said("C8", found) == ["1 of the 3 methods has a case in which it holds at least weakly."]
+    assert not said("C8", found[:1]) and not said("C8", found[1:])  # all hold, none does
+
+
+def test_rivals_that_are_above_q_are_named():
+    rival = measured()
+    rival["scores"]["knn_similarity"] = {"auroc": number(0.7)}
+    rival["scores"]["q_without_d"] = rival["scores"]["softmax"] = {
+        "auroc": number(0.9)
+    }  # neither is a rival without labels
+    weaker = measured(above=-0.02)
+    found = [methods("byol"), result("methods", "dino", {"rise": STILL, **rival}), methods("moco", above=-0.02)]
+    assert weaker["q_minus"]["l2_norm"]["auroc"]["high"] < 0
+    assert said("C5", found) == [
+        "Of Q and its label-free rivals, the highest AUROC has: Q in 1, kNN similarity in 1, feature norm in 1 (of 3). "
+        "Q is below Q without D in 1 and below the feature norm in 1."
+    ]
+
+
+def test_what_the_papers_epsilon_does_is_said():
+    tests = {"byol": (0.5, 0.51), "moco": (0.7, 0.71)}
+    found = [methods("byol"), *(sensitive(name, **{PAPERS: of}) for name, of in tests.items())]
+    found[1]["found"]["sources"][0]["settings"][PAPERS]["test"]["low"] = 0.5
+    assert said("C5", found)[-1] == (
+        "At the paper's epsilon of 4, AUROC of Q is above 0.5 in 1 of 2 encoders, 0.610 on average."
+    )
+
+
+def test_an_interval_that_contains_the_bound_is_told_from_one_below():
+    point = measured()["compression"][0]
+    of = [
+        methods(
+            name, compression=[point | {"change": -0.02, "change_low": -0.03, "change_high": high, "retained": False}]
+        )
+        for name, high in (("byol", -0.005), ("dino", -0.011))
+    ]
+    assert said("C6", of) == ["The whole interval lies below -1 point in 1 of 2, and above it in 0."]
+    held = [methods("byol"), methods("dino")]
+    assert said("C6", held) == ["The whole interval lies below -1 point in 0 of 2, and above it in 2."]
+
+
+def test_where_the_regulariser_drowns_the_loss_or_nothing_moves_is_said():
+    idle = tuned("dino", norm=None, on_still=0.0)
+    idle["found"]["tuned"]["differences"]["plain"] = {"lr0": {"accuracy": number(0.0, -0.01, 0.01)}}
+    assert said("C7", [tuned("byol", norm=1.5), idle, tuned("moco", norm=0.9)]) == [
+        "In 1 of 3 the norm term's gradient is larger than that of the self-supervised loss.",
+        "In 1 of 3 neither arm can be told from learning rate 0: nothing follows from these.",
+    ]
+    assert not said("C7", [tuned("moco", norm=0.9)])
+
+
+def test_the_curves_question_is_answered_in_numbers():
+    found = [
+        curve("random-512", measured(0.3, (0.54, 0.53, 0.55))),
+        curve("simclr-512", measured(0.5, (0.55, 0.5, 0.6)), measured(0.6, (0.6, 0.5, 0.7), above=-0.02)),
+        curve("vicreg-512", measured(0.5, above=0.0), {"failed": "not finite"}, complete=False),
+    ]
+    assert list(curve_sentences(found)) == [
+        "simclr-512: AUROC of Q goes from 0.550 (probe 50.0 %; Q without D 0.530) to 0.600 (probe 60.0 %; "
+        "Q without D 0.620).",
+        "Controls: random-512 0.540 (probe 30.0 %; Q without D 0.520).",
+        "Is it D? Of 3 checkpoints of the methods, Q is above Q without D in 1 and below it in 1; in the others the "
+        "interval of the difference contains 0.",
+    ]
+    assert not list(curve_sentences([]))
+
+
+@pytest.mark.parametrize(("carries", "nothing"), [((-0.1, None, 0.2), False), ((-0.1, 0.3, 0.0), True)])
+def test_images_on_which_no_feature_carries_the_shape_are_said_to_be_such(carries, nothing):
+    free = explained({}) | {"points": {"feature": [1, 2, 3], "carries_class": carries, "looks": (0.1, None, 0.2)}}
+    told = shapes_sentence([result("shapes", "simclr", {"rise": RISING, "explained": {"free": free}})])
+    n = 0 if nothing else 1
+    assert told.startswith(f"To the right of 0, and above 0: simclr {n} and 2 of 2 features.")
+    assert ("look for what is not there" in told) is nothing
+    assert shapes_sentence([result("shapes", "simclr", {"failed": "collapsed"})]) == ""
+
+
+def test_how_unlike_the_pull_is_from_method_to_method_is_said():
+    found = [tuned("byol", norm=2.34), tuned("dino", norm=0.5), tuned("moco", norm=None)]
+    assert strength_sentence(found) == (
+        "The same lambdas pull unlike: the norm term's gradient is 0.5 (dino) to 2.34 (byol) of the self-supervised "
+        "loss's. It is larger than the loss's own with byol."
+    )
+    assert strength_sentence([methods("byol")]) == strength_sentence([]) == ""
+
+
+def test_results_of_all_stages_stand_beside_each_other():
+    for claim in (f"C{k}" for k in range(1, 11)):
+        assert all(line.endswith(".") for line in said(claim, everything()))
