@@ -34,3 +34,9 @@ def test_the_commands_exist_with_these_options():
     for command in commands:
         _, verb, *arguments = shlex.split(command)
         verbs[verb].make_context(verb, arguments)
+
+
+def test_the_verdicts_are_those_of_the_results_page():
+    page = (README.parent / "docs" / "results.md").read_text()
+    [table] = [part for part in page.split("\n\n") if part.startswith("| | claim | in the paper |")]
+    assert table in README.read_text(), "copy the table of verdicts from docs/results.md"
