@@ -6,7 +6,7 @@ from typing import Any
 
 from qscore._files import atomic_path
 from qscore.study.reproduce import tables
-from qscore.study.reproduce.beside import curve_sentences, shapes_sentence, strength_sentence
+from qscore.study.reproduce.beside import curve_sentences, shapes_sentences, strength_sentence
 from qscore.study.reproduce.chart import curve_points, shapes_points, write_chart, write_shapes_chart
 from qscore.study.reproduce.results import FOLDER, SCALES, read_results
 from qscore.study.reproduce.sentences import claim_lines, repair_sentence, settings_sentence, terms_sentence
@@ -18,7 +18,7 @@ __all__ = ["CHART", "PAGE", "render_page", "write_page"]
 PAGE, CHART, SHAPES_CHART = "results.md", "results.svg", "results-shapes.svg"
 Found = Mapping[str, Any]
 TITLES = {
-    "curve": "From weak to strong: does Q fail from weakness, or in principle?",
+    "curve": "From weak to strong: Q along a training",
     "repair": "Repair: the regulariser against its controls",
     "methods": "All methods alike",
     "shapes": "Drawn shapes: attributes and masks that are known",
@@ -33,19 +33,21 @@ over test images; for C3 and the table of where features look, over features. Th
 that kind, not of other encoders."""
 GLOSSARY = (
     "An image's *highly active* features are those more than *epsilon* standard deviations above the mean of its "
-    "representation. *D*, the discriminative features, are those whose activation rate ranks between the 50th and the "
-    "95th percentile; *Q* is the mean deviation over an image's highly active features of D, *coverage* the share of "
-    "images that have any, *Q without D* the same over all highly active features, *Q with a random D* over random "
-    "features, as many. *Z* is an image's highest deviation in standard deviations, and *Q1* version 1's score, Z over "
-    "the L1 norm. AUROC, average precision (AP) and AURC ask how well a score puts images that a linear probe "
-    "classifies correctly above all others. The page *The method* of the documentation has the formulas."
+    "representation. *D*, the discriminative features, are those whose activation rate, the share of training images "
+    "in which they are highly active, ranks between the 50th and the 95th percentile; *Q* is the mean deviation over "
+    "an image's highly active features of D, *coverage* the share of images that have any, *Q without D* the same "
+    "over all highly active features, *Q with a random D* over random features, as many. *Z* is an image's highest "
+    "deviation in standard deviations, and *Q1* version 1's score, Z over the L1 norm of the representation at unit "
+    "length. AUROC, average precision (AP) and AURC (where low is good) ask how well a score puts images that a "
+    "linear probe classifies correctly above all others. The page *The method* of the documentation has the formulas."
 )
 READING = (
-    "A *case* is an encoder, or one of its fine-tunings; *controls*, a random and a supervised encoder, are judged by "
-    "the same rules, and count for nothing. A claim holds weakly in a case if the *decisive* conditions of its rule "
-    "are met, and holds if those *asked beyond* are met too; as a whole it holds if it does in three quarters of the "
-    "cases, and weakly if it does at least weakly in half. *Not yet run*: no result answers the claim at that scale, "
-    "or its run has not got that far; the commands are at the end. *Unfinished* results are shown as far as they go. "
+    "A *case* is an encoder, or one of its fine-tunings; *controls*, a random and a supervised encoder, are judged by"
+    " the same rules, but are no cases. A claim holds weakly in a case if the *decisive* conditions of its rule are "
+    "met, and holds if those *asked beyond* are met too; as a whole it holds if it does in three quarters of the "
+    "cases that can be tested, and weakly if it does at least weakly in half. All verdicts are at the automatic "
+    "epsilon, which is this library's; the paper's is 4. *Not yet run*: no result answers the claim at that scale, or"
+    " its run has not got that far; the commands are at the end. *Unfinished* results are shown as far as they go. "
     "*Undertrained*: the probe was still rising at the end of its schedule, from the last but one checkpoint to the "
     "last by more than a standard error of the paired difference. A flat end does not mean trained out: a cosine "
     "schedule, whose rate falls to 0, flattens any training."
@@ -128,8 +130,8 @@ def _scale(scale: str, results: Sequence[Found]) -> Iterator[str]:
             yield _lines(["Cannot be tested, or is missing:", "", *notes])
     yield "### Commands"
     yield (
-        "Each takes `--out` besides, a folder. Minutes are those of the command; a training made by another one is not "
-        "counted."
+        "Each command also needs `--out FOLDER`. Minutes are those of the command; what an earlier one had computed is "
+        "not counted."
     )
     yield _lines(tables.commands(results))
 
@@ -150,7 +152,7 @@ def _where(results: Sequence[Found]) -> str:
     hours = sum(result["seconds"] or 0 for result in results) / 3600
     return (
         f"{'; '.join(sorted(images))}. Computed on {'; '.join(sorted(places))}, with {'; '.join(sorted(versions))}; "
-        f"{hours:.1f} hours in all, without those of trainings that the table of commands says are not counted."
+        f"{hours:.1f} hours in all, without what the table of commands says is not counted."
     )
 
 
@@ -205,7 +207,7 @@ def _shapes(results: Sequence[Found]) -> Iterator[str]:
             "A point is a feature, on images whose backgrounds are drawn evenly: to the right those that tell more of "
             "the shape than of the background's texture, above those that look more at the shape than beside it."
         )
-        if said := shapes_sentence(results):
+        if said := " ".join(shapes_sentences(results)):
             yield said
         yield _lines(tables.scatter(results))
 
@@ -217,8 +219,8 @@ def _sensitivity(results: Sequence[Found]) -> Iterator[str]:
     drawn = f" Intervals are of {' or '.join(sorted(resamples))} resamples." if resamples else ""
     yield (
         f"Mean AUROC over {n} encoders. The first two lines are the paper's setting (epsilon 4, band 50-95, raw H) and "
-        f"the same with automatic epsilon; every other line changes one thing more: another epsilon in the first, "
-        f"everything else in the second. Version 1's score has neither epsilon nor band.{drawn}"
+        "the same with automatic epsilon. Epsilon 2 and 3 change the first line, all others but the last two one "
+        f"thing in the second. The last two are version 1's score, which has neither epsilon nor band.{drawn}"
     )
     yield _lines(single)
     yield (

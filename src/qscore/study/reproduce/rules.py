@@ -1,17 +1,28 @@
 """The rules by which single cases of the ten claims are judged; what they ask for is said in `verdicts`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qscore.evaluate.judgement import FAILS, HOLDS, N_DECISIVE, NOTABLE, UNTESTED, WEAKLY
 
-__all__ = ["LEAST_AUROC", "RULES", "Case", "Encoder", "because", "dig", "judge_shapes", "untested"]
+__all__ = ["LEAST_AUROC", "RANK", "RULES", "Case", "Condition", "Encoder", "because", "dig", "judge_shapes", "untested"]
 
 LEAST_AUROC = 0.5 + NOTABLE / 2
 LEAST_HOYER, NOTABLE_HOYER = 0.001, 0.01  # of a range of 1
 RANK = {FAILS: 0, WEAKLY: 1, HOLDS: 2}
 Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of a rule, in words."""
+
+    words: str
+    met: bool | None
+    """None where what it asks about was not measured, which counts as not met."""
+    decisive: bool
+    """Without it the claim does not hold; without another it holds weakly at best."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +40,8 @@ class Case:
     """Whether the probe was still rising at the end of the training's schedule."""
     reason: str = ""
     """Why it cannot be tested."""
-    unmet: tuple[str, ...] = ()
-    """The decisive conditions, in words, that were not met: with one of them, it does not hold."""
-    beyond: tuple[str, ...] = ()
-    """All others that were not met: with one of them, it holds weakly at best."""
+    conditions: tuple["Condition", ...] = ()
+    """What the rule asked for; empty where the claim cannot be tested, or an older result does not say."""
     stage: str = ""
     method: str = ""
     seeds: int | None = None
@@ -81,30 +90,27 @@ def _undefined(found: Found) -> str:
     return "" if not text else "the probe is at chance" if "at chance" in text else because(text)
 
 
-def _unmet(conditions: Mapping[str, bool | None], decisive: int) -> tuple[list[str], list[str]]:
-    """Return the conditions that were not met: of the decisive ones, which come first, and of the others."""
-    asked = list(conditions.items())
-    first, others = (
-        [words + (" (not measured)" if met is None else "") for words, met in some if not met]
-        for some in (asked[:decisive], asked[decisive:])
-    )
-    return first, others
+def _asked(conditions: Mapping[str, bool | None], decisive: int) -> tuple[Condition, ...]:
+    """Return the conditions of a rule, of which so many, the first, are decisive."""
+    return tuple(Condition(words, met, k < decisive) for k, (words, met) in enumerate(conditions.items()))
 
 
 def _graded(of: Encoder, numbers: Sequence[float | None], conditions: Mapping[str, bool], decisive: int) -> Case:
     met = list(conditions.values())
     verdict = HOLDS if all(met) else WEAKLY if all(met[:decisive]) else FAILS
-    return _case(of, verdict, numbers, *_unmet(conditions, decisive))
+    return _case(of, verdict, numbers, _asked(conditions, decisive))
 
 
-def _case(
-    of: Encoder, verdict: str, numbers: Sequence[float | None], unmet: Iterable[str], beyond: Iterable[str]
-) -> Case:
+def _case(of: Encoder, verdict: str, numbers: Sequence[float | None], conditions: tuple[Condition, ...]) -> Case:
     value, low, high = numbers
     return Case(
-        *(of.name, verdict, value, low, high, of.undertrained),
-        unmet=tuple(unmet),
-        beyond=tuple(beyond),
+        encoder=of.name,
+        verdict=verdict,
+        value=value,
+        low=low,
+        high=high,
+        undertrained=of.undertrained,
+        conditions=conditions,
         stage=of.stage,
         method=of.method,
     )
@@ -136,7 +142,7 @@ def _first_two(claim: str, quantity: str, statistic: str) -> Callable[[Encoder],
         if verdict == UNTESTED:
             return untested(of, "no feature of D is highly active in any test row")
         numbers = _numbers(_record(claims["records"], quantity=quantity, statistic=statistic, scope="overall"))
-        return _case(of, verdict, numbers, *_unmet(dig(claims, "conditions", claim) or {}, N_DECISIVE))
+        return _case(of, verdict, numbers, _asked(dig(claims, "conditions", claim) or {}, N_DECISIVE))
 
     return rule
 
@@ -235,15 +241,14 @@ def judge_shapes(claim: str, of: Encoder, complete: bool) -> Case | None:
         if verdict == UNTESTED:
             reason = dig(explained, place, "reasons", claim)
             return untested(of, because(reason or "too few features or images in which there is something to measure"))
-    where = min(reversed(places), key=lambda place: RANK[verdicts[place]])
-    unmet: tuple[list[str], list[str]] = ([], [])
-    for place in places:
-        conditions = dig(explained, place, "conditions", claim) or {}
-        asked = {words + ASKED.get(place, ""): met for words, met in conditions.items()}
-        for known, more in zip(unmet, _unmet(asked, N_DECISIVE), strict=True):
-            known.extend(more)
-    numbers = _numbers(_record(explained[where]["records"], quantity=quantity, statistic=statistic))
-    return _case(of, verdicts[where], numbers, *unmet)
+    worse = min(reversed(places), key=lambda place: RANK[verdicts[place]])
+    asked = [
+        replace(condition, words=condition.words + ASKED.get(place, ""))
+        for place in places
+        for condition in _asked(dig(explained, place, "conditions", claim) or {}, N_DECISIVE)
+    ]
+    numbers = _numbers(_record(explained[worse]["records"], quantity=quantity, statistic=statistic))
+    return _case(of, verdicts[worse], numbers, tuple(asked))
 
 
 def _unexplained(claim: str, of: Encoder, complete: bool) -> Case | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from qscore.evaluate.judgement import FAILS, HOLDS, UNTESTED, WEAKLY
-from qscore.study.reproduce.beside import beside, stood_still
+from qscore.study.reproduce.beside import beside, unmoved
 from qscore.study.reproduce.rules import because, dig
 from qscore.study.reproduce.scales import CONTROLS
 from qscore.study.reproduce.tables import NOTHING, interval, main_number, number
@@ -14,7 +14,6 @@ from qscore.study.reproduce.verdicts import CLAIMS, MISSING, Case, Claim, judge
 __all__ = ["claim_lines", "repair_sentence", "settings_sentence", "terms_sentence"]
 
 Found = Mapping[str, Any]
-RIVALS = ("plain", "lasso", "random-d")
 PAPERS_SETTING = (
     "In the paper: photographs, ResNet-50 on ImageNet-1K and ResNet-18 on ImageNet-100, trained for hundreds of "
     "epochs, and 50 epochs of fine-tuning."
@@ -35,7 +34,7 @@ def claim_lines(results: Sequence[Found]) -> Iterator[str]:
             yield f"- **{name}** ({claim.title}): {MISSING}."
             continue
         yield f"- **{name}** ({claim.title}): **{verdict}**. {_counted(found)}; {claim.number}: {_range(claim, found)}."
-        yield from (f"  - {said}" for said in (*_unmet(found), *beside(name, found, results)))
+        yield from (f"  - {said}" for said in (*_unmet(found), *beside(name, verdict, found, results)))
 
 
 def _counted(found: Sequence[Case]) -> str:
@@ -72,11 +71,16 @@ def _range(claim: Claim, found: Sequence[Case]) -> str:
 
 def _unmet(found: Sequence[Case]) -> Iterator[str]:
     """Name the conditions that were not met, the most frequent first: the decisive ones, and those beyond."""
-    tested = [case for case in found if case.verdict != UNTESTED]
-    kinds = {"Decisive and not met": "unmet", "Asked beyond and not met": "beyond"}
-    for title, kind in kinds.items():
-        counts = Counter(words for case in tested for words in getattr(case, kind)).most_common()
-        said = [f"*{words}* ({n} of {len(tested)})" if len(tested) > 1 else f"*{words}*" for words, n in counts]
+    for title, decisive in {"Decisive and not met": True, "Asked beyond and not met": False}.items():
+        of = [condition for case in found for condition in case.conditions if condition.decisive == decisive]
+        asked = Counter(condition.words for condition in of)
+        unmet = Counter(condition.words for condition in of if not condition.met).most_common()
+        unmeasured = {condition.words for condition in of if condition.met is None}
+        said = [
+            f"*{words}*{' (not measured)' if words in unmeasured else ''}"
+            + (f" ({n} of {asked[words]})" if len(found) > 1 else "")
+            for words, n in unmet
+        ]
         if said:
             yield f"{title}: {'; '.join(said)}."
 
@@ -164,16 +168,11 @@ def terms_sentence(rate: Found) -> str:
             f"The regulariser's Q term pulls with {first:.3f} of the self-supervised loss's gradient, its norm term "
             f"with {second:.3f}."
         )
-    if stood_still(rate):
+    if unmoved(rate):
         said.append(
-            "Neither plain nor Q-Score fine-tuning can be told from learning rate 0 here: where training moves "
-            "nothing, nothing follows of the regulariser."
+            "The accuracy of neither plain nor Q-Score fine-tuning can be told from that at learning rate 0 here, so a "
+            "lift could hardly show."
         )
     if dig(random, "value") is not None:
         said.append(f"Against a random D, accuracy differs by {interval(random, '+z.2f', 100)} points.")
-    arms = (rate.get("arms") or {}).items()
-    hoyer = {name: f"{value:.3f}" for name, arm in arms if (value := dig(arm, "metrics", "hoyer", "value")) is not None}
-    beside = [f"{hoyer[name]} ({rate['arms'][name]['title']})" for name in RIVALS if name in hoyer]
-    if beside and (own := hoyer.get("qscore")):
-        said.append(f"C8's rule has no control for D: beside Q-Score's Hoyer sparsity of {own} stand {_both(beside)}.")
     return " ".join(said)

@@ -12,20 +12,20 @@ from qscore.study.reproduce.sensitivity import AUTOMATIC, BANDS, EPSILONS, PAPER
 from qscore.study.reproduce.verdicts import CLAIMS, MISSING, ON_SHAPES, Case, Claim, cases
 
 __all__ = [
-    *(
-        "commands",
-        "curve",
-        "footnotes",
-        "interval",
-        "label",
-        "main_number",
-        "markdown",
-        "methods",
-        "number",
-        "repair",
-        "rivals",
-    ),
-    *("scatter", "sensitivity", "shapes"),
+    "commands",
+    "curve",
+    "footnotes",
+    "interval",
+    "label",
+    "main_number",
+    "markdown",
+    "methods",
+    "number",
+    "repair",
+    "rivals",
+    "scatter",
+    "sensitivity",
+    "shapes",
 ]
 
 Found = Mapping[str, Any]
@@ -47,7 +47,7 @@ SHORT = {
 }
 MEASURED = ("q_score", "q_without_d", "l2_norm", "knn_similarity")
 TITLES = {score.name: score.title for score in SCORES}
-QUALITY = ("AP of Q", "AP of Q, for wrong", "AURC of Q")
+QUALITY = {"ap_correct": "AP of Q", "ap_wrong": "AP of Q, for wrong", "aurc": "AURC of Q"}
 NOTHING = "-"
 LEAST_SECONDS = 30
 
@@ -148,7 +148,11 @@ def curve(results: Sequence[Found]) -> list[str]:
                     ),
                 ]
             )
-    return markdown(["encoder", "epoch", "probe, %", "epsilon", "coverage, %", *titles, *QUALITY], rows)
+    return markdown(["encoder", "epoch", "probe, %", "epsilon", "coverage, %", *titles, *QUALITY.values()], rows)
+
+
+def _precision(found: Found) -> list[str]:
+    return [number(dig(found, "scores", "q_score", name, "value")) for name in QUALITY]
 
 
 def rivals(results: Sequence[Found]) -> list[str]:
@@ -197,8 +201,8 @@ def _quality(metrics: Found) -> list[str]:
 def methods(results: Sequence[Found]) -> Iterator[list[str]]:
     """Yield two tables with a row for each method: what Q predicts, and what compression and fine-tuning did."""
     yield markdown(
-        ["method", "probe, %", "end of schedule", *(f"AUROC of {SHORT.get(n, TITLES[n])}" for n in MEASURED), "AP of Q",
-         "AP of Q, for wrong", "C1", "C2", "C5"],
+        ["method", "probe, %", "end of schedule", *(f"AUROC of {SHORT.get(n, TITLES[n])}" for n in MEASURED),
+         *QUALITY.values(), "C1", "C2", "C5"],
         [_measured(result) for result in results],
     )  # fmt: skip
     yield markdown(
@@ -218,7 +222,7 @@ def _measured(result: Found) -> list[str]:
         number(found.get("accuracy"), ".1f", 100),
         NOTHING if rising is None else "rising: undertrained" if rising else "flat",
         *aurocs,
-        *(number(dig(found, "scores", "q_score", name, "value")) for name in ("ap_correct", "ap_wrong")),
+        *_precision(found),
         *(_verdict(claim, result) for claim in ("C1", "C2", "C5")),
     ]
 
@@ -248,7 +252,7 @@ def _verdict(claim: str, result: Found) -> str:
 
 
 def shapes(results: Sequence[Found]) -> list[str]:
-    """Return one row for each method and claim; controls too, though they count for nothing."""
+    """Return one row for each method and claim; controls too, though they are no cases."""
     rows = []
     for result in results:
         control = result["method"] in CONTROLS
@@ -306,8 +310,8 @@ def commands(results: Sequence[Found]) -> list[str]:
 
 
 def _minutes(result: Found) -> str:
-    """Return the minutes it took; a dash where nearly all of it was computed elsewhere."""
+    """Return the minutes it took, unless nearly all of it was computed by another command."""
     seconds, here = result["seconds"], result["trained_here"]
     if seconds is None or (seconds < LEAST_SECONDS and not here):
-        return NOTHING
+        return "not counted"
     return (f"{seconds / 60:.0f}" if seconds >= LEAST_SECONDS else "< 1") + ("" if here else ", training not counted")
