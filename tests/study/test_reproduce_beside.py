@@ -52,7 +52,8 @@ def test_rivals_that_are_above_q_are_named():
     found = [methods("byol"), result("methods", "dino", {"rise": STILL, **rival}), methods("moco", above=-0.02)]
     assert said("C5", found) == [
         "Of Q and its label-free rivals, the one with the highest AUROC is Q in 1, kNN similarity in 1, feature norm "
-        "in 1 (of 3). The whole interval of the difference puts Q below Q without D in 1 and below the feature norm in 1."
+        "in 1 (of 3). The whole interval of the difference puts Q below Q without D in 1 and below the "
+        "feature norm in 1."
     ]
 
 
