@@ -146,6 +146,31 @@ def test_the_sparsity_of_arms_without_d_stands_beside_c8():
     ]
 
 
+def test_random_sets_of_features_stand_beside_what_d_is_said_to_do():
+    def shapes(name, **records):
+        places = {place.replace("_", "-"): explained({}) | {"records": rows} for place, rows in records.items()}
+        return result("shapes", name, {"rise": STILL, **measured(), "explained": places})
+
+    def record(quantity, statistic, value):
+        return {"quantity": quantity, "statistic": statistic, **number(value, value - 0.01, value + 0.01)}
+
+    start = [
+        record(f"{kind}_discriminative - {kind}_random", "mean", v) for kind, v in (("core", 0.02), ("spurious", -0.03))
+    ]
+    change = [record("core_discriminative - core_random", s, v) for s, v in (("mean", 0.5), ("change", -0.004))]
+    found = [shapes("simclr", start=start, from_plain=change), shapes("supervised", start=start[:1])]
+    lead = "+0.0200 (+0.0100, +0.0300) on"
+    assert said("C9", found)[-1] == (
+        f"Core IoU of D, less that of random sets of active features: {lead} simclr; {lead} supervised (control)."
+    )
+    assert said("C4", found)[-1] == (
+        "Spurious IoU of D, less that of random sets of active features: -0.0300 (-0.0400, -0.0200) on simclr."
+    )
+    assert said("C10", found)[-1].endswith(
+        "less that of random sets of active features: -0.0040 (-0.0140, +0.0060) on simclr."
+    )
+
+
 def test_each_claim_has_its_own_lines():
     counts = {f"C{k}": len(said(f"C{k}", everything())) for k in range(1, 11)}
     assert counts == {"C1": 1, "C2": 1, "C5": 3, "C6": 2} | dict.fromkeys(("C3", "C4", "C7", "C8", "C9", "C10"), 0)

@@ -166,11 +166,11 @@ def test_what_failed_keeps_its_row_and_is_told_once():
     assert set(row(page, "vicreg-512", "5")[2:]) == set(row(page, "vicreg-2048", "20")[2:]) == {"-"}
     nothing = "cannot be tested"
     assert [set(cells[1:]) for cells in rows(page, "dino")] == [{"-", nothing}] * 2 + [
-        {claim, "-", nothing} for claim in SHAPES
+        {"-", claim, nothing} for claim in SHAPES
     ]
     assert rows(page, "dino")[0][-3:] == [nothing] * 3
     assert rows(page, "byol")[1][3:] == ["-", "-", "-", "-", nothing, "-", "-", nothing]
-    assert row(page, "dino", "C9")[2:] == ["cannot be tested", "-"]
+    assert row(page, "dino", "-", "C9")[3:] == ["cannot be tested", "-"]
     notes = [x for x in page.splitlines() if x.startswith("- ") and "**" not in x and "Does D help?" not in x]
     assert notes == [
         "- vicreg-512 (epoch 5): not finite.",
@@ -230,10 +230,10 @@ def test_the_terms_of_the_regulariser_stand_beside_it():
 
 def test_controls_are_shown_and_marked():
     page = render_page(in_full())
-    assert [row(page, "supervised (control)", claim)[2] for claim in ("C3", "C4", "C9")] == [
+    assert [row(page, "supervised (control)", "60.0", claim)[3] for claim in ("C3", "C4", "C9")] == [
         "does not hold here", "holds", "holds",
     ]  # fmt: skip
-    assert "| supervised (control) | C10" not in page and "- supervised" not in page
+    assert "| supervised (control) | 60.0 | C10" not in page and "- supervised" not in page
     assert row(page, "random-512 (control)", "0")[2] == "30.0" and row(page, "supervised-512 (control)", "5")
     for claim in ("C3", "C4", "C9"):
         assert "One case; " in sentence(page, claim)
@@ -248,7 +248,7 @@ def test_whatever_is_unfinished_is_marked_everywhere():
     )
     assert "simclr (repair, unfinished) at 1e-05" in sentence(page, "C7")
     begun = result("shapes", "simclr", {"rise": STILL, **measured()}, complete=False)
-    assert row(render_page([begun]), "simclr (unfinished)")[1:] == ["-", "not yet run", "-"]
+    assert row(render_page([begun]), "simclr (unfinished)")[1:] == ["60.0", "-", "not yet run", "-"]
     assert {point["encoder"] for point in curve_points([in_full()[1] | {"complete": False}])} == {
         "simclr-512 (unfinished)"
     }

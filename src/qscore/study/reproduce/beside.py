@@ -12,12 +12,17 @@ from qscore.evaluate.scores import SCORES
 from qscore.study.reproduce.rules import RANK, dig
 from qscore.study.reproduce.scales import CONTROLS
 from qscore.study.reproduce.sensitivity import PAPERS
-from qscore.study.reproduce.tables import label, main_number, number
+from qscore.study.reproduce.tables import interval, label, main_number, number
 from qscore.study.reproduce.verdicts import CLAIMS, Case, cases, encoders, fine_tunings, overall
 
 __all__ = ["beside", "curve_sentences", "shapes_sentences", "strength_sentence", "unmoved"]
 
 Found = Mapping[str, Any]
+RANDOM_SETS = {  # claim -> the explanation, the difference and the statistic that set D against random features
+    "C4": ("start", "spurious_discriminative - spurious_random", "mean", "Spurious IoU of D"),
+    "C9": ("start", "core_discriminative - core_random", "mean", "Core IoU of D"),
+    "C10": ("from-plain", "core_discriminative - core_random", "change", "Change in core IoU of D against plain"),
+}
 RIVALS = {score.name: score.title for score in SCORES if score.kind == "rival"}
 
 
@@ -46,6 +51,8 @@ def beside(claim: str, verdict: str, found: Sequence[Case], results: Sequence[Fo
         yield from _pull(results)
     if claim == "C8":
         yield from _without_d(results)
+    if claim in RANDOM_SETS:
+        yield from _against_random_sets(claim, results)
 
 
 def _controls(claim: str, results: Sequence[Found]) -> Iterator[str]:
@@ -168,6 +175,19 @@ def _without_d(results: Sequence[Found]) -> Iterator[str]:
             said.append(f"on {fine_tuning.name}: {', '.join(known)}")
     if said:
         yield f"The rule has no control for D. Hoyer sparsity of all arms {'; '.join(said)}."
+
+
+def _against_random_sets(claim: str, results: Sequence[Found]) -> Iterator[str]:
+    """Set D beside random sets of active features, as large, which C4's, C9's and C10's rules do not ask for."""
+    where, quantity, statistic, what = RANDOM_SETS[claim]
+    said = []
+    for result in results:
+        records = dig(result, "found", "explained", where, "records") or ()
+        found = [row for row in records if (row["quantity"], row["statistic"]) == (quantity, statistic)]
+        if result["stage"] == "shapes" and found and found[0]["value"] is not None:
+            said.append(f"{interval(found[0], '+z.4f')} on {label(result)}")
+    if said:
+        yield f"{what}, less that of random sets of active features: {'; '.join(said)}."
 
 
 def curve_sentences(results: Sequence[Found]) -> Iterator[str]:

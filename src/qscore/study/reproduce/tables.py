@@ -256,13 +256,14 @@ def shapes(results: Sequence[Found]) -> list[str]:
     rows = []
     for result in results:
         control = result["method"] in CONTROLS
+        probe = number(result["found"].get("accuracy"), ".1f", 100)
         found = [(claim, case) for claim in ON_SHAPES for case in cases(claim, [result], controls=control)]
         for claim, case in found:
             numbers = {"value": case.value, "low": case.low, "high": case.high}
-            rows.append([label(result), claim, case.verdict, interval(numbers, "+z.4f")])
+            rows.append([label(result), probe, claim, case.verdict, interval(numbers, "+z.4f")])
         if not found:
-            rows.append([label(result), NOTHING, MISSING, NOTHING])
-    return markdown(["method", "claim", "verdict", "main number"], rows)
+            rows.append([label(result), probe, NOTHING, MISSING, NOTHING])
+    return markdown(["method", "probe, %", "claim", "verdict", "main number"], rows)
 
 
 def scatter(results: Sequence[Found]) -> list[str]:
