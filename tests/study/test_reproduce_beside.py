@@ -90,6 +90,8 @@ def test_where_the_regulariser_drowns_the_loss_or_nothing_moves_is_said():
         "That leaves 1 of 3 with neither fault.",
     ]
     assert not said("C7", [tuned("moco", norm=0.9)])
+    unknown = [tuned("byol", norm=1.5), tuned("moco", norm=None), tuned("dino", norm=0.0)]
+    assert said("C7", unknown)[-1] == "That leaves 1 of 3 with neither fault."  # what is not known clears nothing
 
 
 def test_the_curves_question_is_answered_in_numbers():

@@ -144,7 +144,8 @@ def _pull(results: Sequence[Found]) -> Iterator[str]:
             "fine-tuning was too short or too slow to show much."
         )
     if over or still:
-        neither = sum((_norm_ratio(found) or 0) <= 1 and not unmoved(found) for found in tuned)
+        mild = [found for found in tuned if (ratio := _norm_ratio(found)) is not None and ratio <= 1]
+        neither = sum(not unmoved(found) for found in mild)
         yield f"That leaves {neither} of {len(tuned)} with neither fault."
 
 
